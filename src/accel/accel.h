@@ -1,0 +1,158 @@
+/*
+ * The accelerator contract: "a small KVM".
+ *
+ * An accelerator owns guest execution: it runs a vCPU on the calling thread until something outside the CPU is needed,
+ * and tells what by a struct accel_exit handed to the vCPU's exit handler, on the same thread. The exit is plain data
+ * (an accelerator may fill it from another process's message); the handler completes it in place (a read's value) and
+ * returns 0 to go on, 1 to make accel_vcpu_run return, or -EPERM to refuse (MSR exits: the guest gets #GP(0)).
+ *
+ * Everything named `gpa` here is guest-physical. Registers cross the contract as the neutral struct x86_state.
+ * Powers that not every accelerator has are capability bits; who needs one asks first.
+ */
+#ifndef TRAPLINE_ACCEL_ACCEL_H
+#define TRAPLINE_ACCEL_ACCEL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct error;
+struct guest_ram;
+struct x86_state;
+struct x86_cpuid_table;
+
+/* Optional powers. */
+enum accel_cap {
+	ACCEL_CAP_IRQCHIP = 1 << 0,   /* PIC/IOAPIC/LAPIC live in the accelerator */
+	ACCEL_CAP_IRQFD = 1 << 1,     /* an eventfd can raise a GSI or MSI */
+	ACCEL_CAP_IOEVENTFD = 1 << 2, /* a guest write can signal an eventfd without an exit */
+	ACCEL_CAP_DIRTY_LOG = 1 << 3, /* can say which pages the guest wrote */
+	ACCEL_CAP_XEN = 1 << 4,	      /* Xen hypercalls arrive as ACCEL_EXIT_HYPERCALL */
+};
+
+enum accel_exit_kind {
+	ACCEL_EXIT_PIO,		    /* .pio */
+	ACCEL_EXIT_MMIO,	    /* .mmio */
+	ACCEL_EXIT_MSR_READ,	    /* .msr, one the accelerator does not keep itself */
+	ACCEL_EXIT_MSR_WRITE,	    /* .msr */
+	ACCEL_EXIT_HLT,		    /* HLT with nothing pending; handler waits, returns when something is */
+	ACCEL_EXIT_SHUTDOWN,	    /* triple fault */
+	ACCEL_EXIT_HYPERCALL,	    /* VMCALL/VMMCALL; .hypercall */
+	ACCEL_EXIT_DEBUG,	    /* breakpoint or step asked for through the contract */
+	ACCEL_EXIT_INTERRUPTED,	    /* accel_vcpu_kick was called */
+	ACCEL_EXIT_EMULATION_FAILED /* .failed: an instruction that cannot be run; handler returns 1 */
+};
+
+struct accel_exit {
+	enum accel_exit_kind kind;
+	union {
+		struct {
+			uint16_t port;
+			uint8_t size; /* 1, 2, 4 */
+			bool write;
+			uint32_t value; /* in for writes, out for reads */
+		} pio;
+		struct {
+			uint64_t gpa;
+			uint8_t size; /* 1, 2, 4, 8 */
+			bool write;
+			uint64_t value;
+		} mmio;
+		struct {
+			uint32_t index;
+			uint64_t value;
+		} msr;
+		struct {
+			uint64_t nr, arg[6], result; /* rax/rdi.. as the Xen and KVM conventions read them from x86_state */
+		} hypercall;
+		struct {
+			uint64_t rip;
+			uint8_t bytes[15], nbytes;
+			const char *why; /* static string */
+		} failed;
+	};
+};
+
+/* The interrupt controller as a vCPU sees it (when the accelerator has no irqchip of its own). Called on the vCPU's
+ * thread. `pending` may be called often and must be cheap; `ack` is INTA: it returns the vector and moves it in service, or
+ * -1 if it went away. After anything changes for the better, the controller calls accel_vcpu_kick. */
+struct accel_irq_source {
+	bool (*pending)(void *opaque);
+	int (*ack)(void *opaque);
+	void *opaque;
+};
+
+struct accel_vcpu_config {
+	unsigned index;
+	int (*exit)(void *opaque, struct accel_exit *exit);
+	void *opaque;
+	struct accel_irq_source irq;
+	const struct x86_cpuid_table *cpuid; /* what CPUID answers; outlives the vCPU */
+};
+
+struct accel_vm_config {
+	struct guest_ram *ram; /* mapped at its gpas; outlives the VM */
+	unsigned ncpus;
+	size_t code_cache_size; /* bytes; 0: the accelerator's default. Test knob for the translator */
+	unsigned debug_flags;	/* enum accel_debug bits: forced modes of tests */
+};
+
+/* Forced modes of the translator's tests: each makes a rare path the common one. Others ignore them. */
+enum accel_debug {
+	ACCEL_DEBUG_ONE_INSN = 1 << 0,	   /* one guest instruction a block */
+	ACCEL_DEBUG_TINY_TLB = 1 << 1,	   /* 4 TLB entries usable */
+	ACCEL_DEBUG_CHECKS_FAIL = 1 << 2,  /* every inline check takes the slow path */
+	ACCEL_DEBUG_RANDOM_FLUSH = 1 << 3, /* random TLB and code flushes, spurious exits */
+	ACCEL_DEBUG_POISON_FLAGS = 1 << 4, /* overwrite flags that analysis calls dead */
+	ACCEL_DEBUG_NO_CHAIN = 1 << 5,	   /* every block returns to the dispatcher */
+	ACCEL_DEBUG_ICOUNT = 1 << 6,	   /* TSC = instructions executed: deterministic runs, one vCPU */
+};
+
+struct accel_vm;
+struct accel_vcpu;
+
+struct accel_stats {
+	uint64_t exits[ACCEL_EXIT_EMULATION_FAILED + 1];
+	uint64_t interrupts, insns_stepped, blocks_translated, insns_translated, tlb_misses, code_flushes, code_bytes;
+};
+
+struct accel_ops {
+	const char *name;	/* as --accel names it */
+	const char *description; /* for doctor */
+	/* 0 if this host can run it, else -errno with the sentence why not. */
+	int (*probe)(struct error *err);
+	unsigned (*caps)(void); /* enum accel_cap bits */
+
+	int (*vm_create)(struct accel_vm **out, const struct accel_vm_config *config, struct error *err);
+	void (*vm_destroy)(struct accel_vm *vm); /* after all its vCPUs are destroyed */
+
+	/* vcpu_create may be called on any thread; the vCPU starts in the architectural reset state. */
+	int (*vcpu_create)(struct accel_vcpu **out, struct accel_vm *vm, const struct accel_vcpu_config *config,
+			   struct error *err);
+	void (*vcpu_destroy)(struct accel_vcpu *vcpu);
+
+	/* Run on this thread (always the same one for a vCPU) until the exit handler returns non-zero; returns that. */
+	int (*vcpu_run)(struct accel_vcpu *vcpu);
+
+	/* Whole neutral state. Only on the vCPU's own thread, or when it is not inside vcpu_run; also from its exit handler. */
+	void (*vcpu_get_state)(struct accel_vcpu *vcpu, struct x86_state *out);
+	void (*vcpu_set_state)(struct accel_vcpu *vcpu, const struct x86_state *in);
+
+	/* Any thread, async-signal-safe: the vCPU leaves guest code soon, looks at its irq source, and calls its handler with
+	 * ACCEL_EXIT_INTERRUPTED. A kick while the vCPU is outside vcpu_run takes effect at its start. */
+	void (*vcpu_kick)(struct accel_vcpu *vcpu);
+	void (*vcpu_nmi)(struct accel_vcpu *vcpu); /* any thread: latch an NMI and kick */
+
+	/* Debugging aid: write what the accelerator knows (last blocks, host code) as text to fd. May be NULL. */
+	void (*vcpu_dump)(struct accel_vcpu *vcpu, int fd);
+	void (*vcpu_stats)(struct accel_vcpu *vcpu, struct accel_stats *out);
+};
+
+extern const struct accel_ops accel_interp;
+extern const struct accel_ops accel_dbt;
+
+/* The accelerator called `name`, or NULL. accel_list returns a NULL-terminated array in order of preference. */
+const struct accel_ops *accel_find(const char *name);
+const struct accel_ops *const *accel_list(void);
+
+#endif

@@ -1,0 +1,42 @@
+/*
+ * The event loop: timers and file descriptors, on one thread (the one that calls loop_run; the main thread).
+ *
+ * Callbacks run on that thread with the device lock held. vtimer_arm/vtimer_cancel and loop_stop may be called from
+ * any thread, with or without the device lock held (they take only the loop's own lock).
+ * A callback may run once more just after vtimer_cancel if it was already due: callbacks re-check their device's state.
+ */
+#ifndef TRAPLINE_VM_LOOP_H
+#define TRAPLINE_VM_LOOP_H
+
+#include <pthread.h>
+#include <stdint.h>
+
+struct loop;
+struct error;
+
+struct vtimer {
+	struct loop *loop;
+	void (*fn)(void *opaque);
+	void *opaque;
+	uint64_t deadline; /* [loop lock] clock_ns() value */
+	int slot;	   /* [loop lock] heap position, -1 when not armed */
+};
+
+int loop_create(struct loop **out, pthread_mutex_t *device_lock, struct error *err);
+void loop_destroy(struct loop *loop);
+
+/* Serve timers and descriptors until loop_stop. */
+void loop_run(struct loop *loop);
+void loop_stop(struct loop *loop);
+
+void vtimer_init(struct vtimer *t, struct loop *loop, void (*fn)(void *opaque), void *opaque);
+/* Fire once when clock_ns() reaches `deadline_ns`; replaces an earlier deadline. */
+void vtimer_arm(struct vtimer *t, uint64_t deadline_ns);
+void vtimer_cancel(struct vtimer *t);
+
+/* Call fn(opaque, revents) when `fd` has any of the epoll `events` (level-triggered). 0 or -errno. Loop thread, or
+ * before loop_run. */
+int loop_add_fd(struct loop *loop, int fd, uint32_t events, void (*fn)(void *opaque, uint32_t revents), void *opaque);
+void loop_del_fd(struct loop *loop, int fd);
+
+#endif
