@@ -255,7 +255,8 @@ static void random_instructions(void **state)
 		/* One byte less is a cut-off instruction, whatever follows. */
 		struct x86_insn cut;
 		assert_int_equal(x86_decode(b, in.len - 1u, mode, &cut), -ENODATA);
-		check_rewrite(&in, &zi, ops, &rewritten[mode]);
+		if (in.mnemonic != ZYDIS_MNEMONIC_NOP)
+			check_rewrite(&in, &zi, ops, &rewritten[mode]);
 		decoded[mode]++;
 	}
 	for (int i = 0; i < 3; i++) {

@@ -362,5 +362,9 @@ int x86_rewrite(const struct x86_insn *in, const struct x86_rewrite *rw, uint8_t
 	if (n + (in->len - tail) > X86_REWRITE_MAX)
 		return -ENOTSUP;
 	memcpy(out + n, in->bytes + tail, in->len - tail);
-	return n + (int)(in->len - tail);
+	n += (int)(in->len - tail);
+	/* VBLENDVPS, VBLENDVPD, VPBLENDVB: a register in bits 7:4 of the last byte, bit 7 ignored outside 64-bit mode. */
+	if (!legacy && in->mode != X86_MODE_64 && in->map == MAP_0F3A && in->opcode >= 0x4a && in->opcode <= 0x4c)
+		out[n - 1] &= 0x7f;
+	return n;
 }
