@@ -101,6 +101,13 @@ static inline bool is_slot(int gpr)
 	return gpr >= 8 && gpr <= 11 ? true : gpr == 15;
 }
 
+/* The register that the low bits of the opcode name, REX.B included. */
+static inline int opcode_gpr(const struct x86_insn *in)
+{
+	uint8_t before = in->opcode_off ? in->bytes[in->opcode_off - 1] : 0;
+	return (in->opcode & 7) | ((before & 0xf0) == 0x40 ? (before & 1) << 3 : 0);
+}
+
 /* A direct branch's target. */
 static inline uint64_t branch_target(const struct block_insn *g)
 {

@@ -93,9 +93,7 @@ enum dbt_exit {
 	DBT_EXIT_TOKEN,	 /* exit_arg: block whose page token did not match */
 	DBT_EXIT_POLL,	 /* exit_arg: block at whose entry exit_req was seen */
 	DBT_EXIT_STEP,	 /* exit_pc: an instruction for the stepper */
-	DBT_EXIT_PC,	 /* s.rip was set by a helper: go on there */
-	DBT_EXIT_FAULT,	 /* v->fault is to be delivered, s.rip is at the instruction */
-	DBT_EXIT_FLAGS,	 /* exit_pc: go on there, but look for interrupts first (after STI's shadow) */
+	DBT_EXIT_PC,	 /* go on at exit_pc; look for interrupts and changed state first */
 };
 
 struct dbt_vm;
@@ -242,6 +240,10 @@ struct dbt_vm {
 		uint32_t lookup;	/* jump here with T1 = guest target: through the icache */
 		uint32_t miss;		/* what empty icache slots hold: exit with DBT_EXIT_TARGET */
 		uint32_t ret_underflow; /* at the bottom of the private stacks */
+		uint32_t link;		/* exits with exit_arg set by the site: DBT_EXIT_LINK */
+		uint32_t step;		/* exits: T1 = guest pc, DBT_EXIT_STEP */
+		uint32_t pc;		/* exits: T1 = guest pc, DBT_EXIT_PC */
+		uint32_t poll, token;	/* exits with exit_arg = block */
 		uint32_t fill_single, fill_group, fill_stack; /* call these; see softmmu.c */
 		uint32_t string, syscall, sysret, iret;
 	} stub;
@@ -330,6 +332,13 @@ uint64_t dbt_help_string(struct dbt_vcpu *v, uint64_t what, uint64_t next, uint6
 uint64_t dbt_help_syscall(struct dbt_vcpu *v, uint64_t next, uint64_t unused, uint64_t ret);
 uint64_t dbt_help_sysret(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint64_t ret);
 uint64_t dbt_help_iret(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint64_t ret);
+
+/* The private stacks lie in one mapping: guard, supervisor's, guard, user's, guard. Top (empty) rsp of one of them. */
+#define SHADOW_SIZE 65536ull
+static inline uint64_t dbt_shadow_top(const struct dbt_vcpu *v, int user)
+{
+	return (uint64_t)(uintptr_t)v->shadow_base + (user ? 2 : 1) * (PAGE_SIZE + SHADOW_SIZE) - 64;
+}
 
 /* --- signal.c --- */
 int dbt_signal_init(void);

@@ -184,8 +184,7 @@ static enum insn_class classify(const struct x86_insn *in, uint32_t mode)
 		if (op >= 0x50 && op <= 0x57)
 			return in->opsize == 8 ? CLS_PUSH : CLS_STEP;
 		if (op >= 0x58 && op <= 0x5f)
-			return in->opsize == 8 && !(in->gpr_written & 1u << RSP && (op & 7) == 4 && !(in->bytes[0] & 1)) ? CLS_POP
-														   : CLS_STEP;
+			return in->opsize == 8 && opcode_gpr(in) != RSP ? CLS_POP : CLS_STEP;
 		if (op == 0x68 || op == 0x6a)
 			return in->opsize == 8 ? CLS_PUSH : CLS_STEP;
 		if (op >= 0x70 && op <= 0x7f)

@@ -124,6 +124,17 @@ static uint32_t emit_helper(struct code *c, dbt_helper fn)
 	return at;
 }
 
+/* Leave with this reason; T1 is the guest pc that goes with it. */
+static uint32_t emit_reason(struct code *c, const struct dbt_vm *vm, enum dbt_exit reason, bool pc)
+{
+	uint32_t at = code_rx(c);
+	if (pc)
+		e_store(c, mem_gs(OFF(exit_pc)), T1);
+	e_mov_mem_imm32(c, mem_gs(OFF(exit_reason)), reason);
+	e_jmp(c, vm->stub.exit);
+	return at;
+}
+
 int dbt_stubs_emit(struct dbt_vm *vm)
 {
 	struct code code = { .p = vm->rw, .end = vm->rw + 16384, .rx_delta = vm->rx - vm->rw }, *c = &code;
@@ -136,11 +147,12 @@ int dbt_stubs_emit(struct dbt_vm *vm)
 	vm->stub.exit = code_rx(c);
 	emit_exit(c);
 
-	e_align(c, 16, 0);
-	vm->stub.miss = code_rx(c);
-	e_store(c, mem_gs(OFF(exit_pc)), T1);
-	e_mov_mem_imm32(c, mem_gs(OFF(exit_reason)), DBT_EXIT_TARGET);
-	e_jmp(c, vm->stub.exit);
+	vm->stub.link = emit_reason(c, vm, DBT_EXIT_LINK, false);
+	vm->stub.step = emit_reason(c, vm, DBT_EXIT_STEP, true);
+	vm->stub.pc = emit_reason(c, vm, DBT_EXIT_PC, true);
+	vm->stub.poll = emit_reason(c, vm, DBT_EXIT_POLL, false);
+	vm->stub.token = emit_reason(c, vm, DBT_EXIT_TOKEN, false);
+	vm->stub.miss = emit_reason(c, vm, DBT_EXIT_TARGET, true);
 
 	e_align(c, 16, 0);
 	vm->stub.ret_underflow = code_rx(c);
