@@ -1,6 +1,6 @@
 /*
  * The DSDT: what of the machine never changes. Compiled by iasl at build time. What depends on the configuration (processors,
- * the 64-bit PCI window) is in an SSDT that acpi.c writes at run time.
+ * the 64-bit PCI window) or is 128 times the same line (_PRT) is in an SSDT that acpi.c writes at run time.
  *
  * Addresses here must agree with machine/pc.c and the devices' headers; tests/unit/test_acpi.c checks those it can.
  */
@@ -11,8 +11,8 @@ DefinitionBlock ("", "DSDT", 2, "TRAPLN", "TRAPLINE", 0x00000001)
 	External (\_SB.P64E, IntObj)
 	External (\_SB.P64L, IntObj)
 
-	/* Soft off: the SLP_TYP that device/pm.c takes as power-off. */
-	Name (\_S5, Package (4) { 5, 5, 0, 0 })
+	/* Soft off: PM_SLP_TYP_S5 of device/pm.h. The power button is the fixed one of the PM1 block. */
+	Name (\_S5, Package (4) { 7, 7, 0, 0 })
 
 	Name (\PICM, 0)
 	Method (\_PIC, 1) { PICM = Arg0 }
@@ -43,13 +43,14 @@ DefinitionBlock ("", "DSDT", 2, "TRAPLN", "TRAPLINE", 0x00000001)
 			Name (CR64, ResourceTemplate ()
 			{
 				QWordMemory (ResourceProducer, PosDecode, MinFixed, MaxFixed, Cacheable, ReadWrite,
-					0x0, 0x1000000000, 0x17FFFFFFFF, 0x0, 0x800000000, , , WIN)
+					0x0, 0x1000000000, 0x17FFFFFFFF, 0x0, 0x800000000)
 			})
 			Method (_CRS, 0, Serialized)
 			{
-				CreateQWordField (CR64, WIN._MIN, WMIN)
-				CreateQWordField (CR64, WIN._MAX, WMAX)
-				CreateQWordField (CR64, WIN._LEN, WLEN)
+				/* Offsets of the fields in a QWord address space descriptor: ACPI 6.4 6.4.3.5.1. */
+				CreateQWordField (CR64, 14, WMIN)
+				CreateQWordField (CR64, 22, WMAX)
+				CreateQWordField (CR64, 38, WLEN)
 				WMIN = \_SB.P64B
 				WMAX = \_SB.P64E
 				WLEN = \_SB.P64L
@@ -75,21 +76,6 @@ DefinitionBlock ("", "DSDT", 2, "TRAPLN", "TRAPLINE", 0x00000001)
 				}
 				Return (Arg3)
 			}
-
-			/* INTx: pin P (0 = A) of slot S is GSI 16 + (S + P) mod 8. */
-#define PIN(s, p, g) Package (4) { ((s) << 16) | 0xFFFF, p, 0, g }
-#define SLOT(s, a, b, c, d) PIN (s, 0, a), PIN (s, 1, b), PIN (s, 2, c), PIN (s, 3, d)
-			Name (_PRT, Package (128)
-			{
-				SLOT (0, 16, 17, 18, 19), SLOT (1, 17, 18, 19, 20), SLOT (2, 18, 19, 20, 21), SLOT (3, 19, 20, 21, 22),
-				SLOT (4, 20, 21, 22, 23), SLOT (5, 21, 22, 23, 16), SLOT (6, 22, 23, 16, 17), SLOT (7, 23, 16, 17, 18),
-				SLOT (8, 16, 17, 18, 19), SLOT (9, 17, 18, 19, 20), SLOT (10, 18, 19, 20, 21), SLOT (11, 19, 20, 21, 22),
-				SLOT (12, 20, 21, 22, 23), SLOT (13, 21, 22, 23, 16), SLOT (14, 22, 23, 16, 17), SLOT (15, 23, 16, 17, 18),
-				SLOT (16, 16, 17, 18, 19), SLOT (17, 17, 18, 19, 20), SLOT (18, 18, 19, 20, 21), SLOT (19, 19, 20, 21, 22),
-				SLOT (20, 20, 21, 22, 23), SLOT (21, 21, 22, 23, 16), SLOT (22, 22, 23, 16, 17), SLOT (23, 23, 16, 17, 18),
-				SLOT (24, 16, 17, 18, 19), SLOT (25, 17, 18, 19, 20), SLOT (26, 18, 19, 20, 21), SLOT (27, 19, 20, 21, 22),
-				SLOT (28, 20, 21, 22, 23), SLOT (29, 21, 22, 23, 16), SLOT (30, 22, 23, 16, 17), SLOT (31, 23, 16, 17, 18)
-			})
 
 			/* The ICH9-like LPC bridge and what hangs off it. */
 			Device (LPC)
