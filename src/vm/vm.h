@@ -44,6 +44,7 @@ struct vm_config {
 	bool kvm_leaves;       /* tell the guest it runs under KVM's paravirtual interface (kvm-clock) */
 	size_t code_cache_size; /* as accel_vm_config */
 	unsigned debug_flags;
+	const char *dump_dir;	/* where crash dumps go; NULL: $TMPDIR or /tmp. Outlives the VM */
 };
 
 struct vm {
