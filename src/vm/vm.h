@@ -79,6 +79,8 @@ void vm_request_debug_exit(struct vm *vm, int code);
 void vm_request_quit(struct vm *vm);
 /* The general form: `reason` may be NULL. Returns true if this was the first. */
 bool vm_stop(struct vm *vm, enum vm_result result, const char *reason);
+/* On the vCPU's thread: it cannot go on. Writes the dump, then as vm_stop. */
+void vm_stop_with_dump(struct vcpu *v, enum vm_result result, const char *reason);
 
 const char *vm_result_text(enum vm_result result);
 
