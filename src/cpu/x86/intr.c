@@ -155,7 +155,7 @@ static int deliver_protected(struct emu *e, const struct event *ev)
 	bool lm = x86_long_mode(s);
 	struct seg_stack st;
 	struct seg_desc cs;
-	struct gate g;
+	struct gate g = {0};
 	int r = read_gate(e, ev, &g);
 
 	if (!r)
