@@ -116,12 +116,11 @@ static int create_devices(struct machine *m, struct error *err)
 	if ((r = i8042_create(&m->i8042, &i8042, err)))
 		return r;
 
-	const struct chardev_config chardev = { .loop = loop, .quit = on_quit, .opaque = vm };
+	const struct chardev_config chardev = { .loop = loop, .quit = on_quit, .opaque = vm, .append = m->boots > 0 };
 	if ((r = chardev_open(&m->com1_chardev, m->config.serial ? m->config.serial : "none", &chardev, err)))
 		return r;
 	const struct uart_config com1 = {
 		.pio = pio,
-		.loop = loop,
 		.base = UART_COM1_BASE,
 		.irq = irqchip_line(chip, UART_COM1_IRQ),
 		.chardev = m->com1_chardev,
