@@ -88,7 +88,7 @@ static void signal_match(struct hpet_timer *t)
 	}
 }
 
-/* Run `change` bracketed so that a level-triggered line does not stay up where the timer no longer is. */
+/* Before a change of routing: a level-triggered line must not stay up where the timer no longer is. */
 static void release_line(const struct hpet_timer *t)
 {
 	if (t->config & T_LEVEL)
