@@ -85,7 +85,11 @@ struct accel_irq_source {
 struct accel_vcpu_config {
 	unsigned index;
 	int (*exit)(void *opaque, struct accel_exit *exit);
-	void *opaque;
+	/* CR8, the LAPIC's task priority class (0..15). With `opaque`, on the vCPU's thread, at any instruction. After
+	 * set_cr8 the accelerator looks at its irq source again before it takes an interrupt. */
+	uint8_t (*get_cr8)(void *opaque);
+	void (*set_cr8)(void *opaque, uint8_t value);
+	void *opaque; /* of exit, get_cr8 and set_cr8 */
 	struct accel_irq_source irq;
 	const struct x86_cpuid_table *cpuid; /* what CPUID answers; outlives the vCPU */
 };

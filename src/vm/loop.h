@@ -34,8 +34,9 @@ void vtimer_init(struct vtimer *t, struct loop *loop, void (*fn)(void *opaque), 
 void vtimer_arm(struct vtimer *t, uint64_t deadline_ns);
 void vtimer_cancel(struct vtimer *t);
 
-/* Call fn(opaque, revents) when `fd` has any of the epoll `events` (level-triggered). 0 or -errno. Loop thread, or
- * before loop_run. */
+/* Call fn(opaque, revents) when `fd` has any of the epoll `events` (level-triggered); again with the same fd replaces
+ * that. 0 or -errno (-EPERM: epoll cannot watch this kind of file, such as a regular one). With the device lock held, or
+ * before loop_run. After loop_del_fd returns under the device lock, fn is not called again. */
 int loop_add_fd(struct loop *loop, int fd, uint32_t events, void (*fn)(void *opaque, uint32_t revents), void *opaque);
 void loop_del_fd(struct loop *loop, int fd);
 
