@@ -39,7 +39,7 @@ class Result:
     def __init__(self, status, out, err):
         self.status, self.out, self.err = status, out.replace("\r", ""), err
 
-    def __str__(self):
+    def __repr__(self):
         return f"status {self.status}\n--- stdout (end)\n{self.out[-6000:]}\n--- stderr\n{self.err[-2000:]}"
 
 

@@ -112,7 +112,7 @@ def test_reset_starts_again(accel):
 @pytest.mark.parametrize("value", [0, 5, 127])
 def test_debug_exit(accel, value):
     """Port 0xf4 through /dev/port; writing v ends the VM with status (v << 1) | 1."""
-    write = f"printf '\\\\{value:03o}' | dd of=/dev/port bs=1 seek=244 2>/dev/null"
+    write = f"printf '\\{value:03o}' | dd of=/dev/port bs=1 seek=244 2>/dev/null"
     result = boot(accel, f'trapline.exec="{write}; echo not reached"')
     assert result.status == (value << 1 | 1) & 0xff, result
     assert "not reached" not in result.out
