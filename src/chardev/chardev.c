@@ -286,7 +286,8 @@ static int open_file(struct chardev *cd, const char *path, struct error *err)
 {
 	if (!*path)
 		return error_set(err, EINVAL, "--serial file: no path is given; write file:PATH");
-	cd->out_fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOCTTY, 0666);
+	int mode = cd->config.append ? O_APPEND : O_TRUNC;
+	cd->out_fd = open(path, O_WRONLY | O_CREAT | mode | O_CLOEXEC | O_NOCTTY, 0666);
 	if (cd->out_fd < 0)
 		return error_set(err, errno, "--serial file:%s: cannot open it for writing: %s", path, strerror(errno));
 	cd->owns_out = true;

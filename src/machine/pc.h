@@ -33,7 +33,6 @@ struct machine_config {
 	bool no_reboot;		       /* a guest reset ends machine_run instead of building the machine again */
 	unsigned debug_flags;	       /* enum accel_debug */
 	size_t code_cache_size;	       /* bytes; 0: the accelerator's default */
-	const char *dump_dir;	       /* where crash dumps go; NULL: $TMPDIR or /tmp */
 };
 
 enum machine_end {

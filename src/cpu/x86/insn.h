@@ -17,6 +17,9 @@ enum x86_mode { X86_MODE_16, X86_MODE_32, X86_MODE_64 };
 
 enum x86_map { MAP_1BYTE, MAP_0F, MAP_0F38, MAP_0F3A };
 
+/* Where an explicit register operand is encoded. */
+enum x86_operand { OPND_REG = 1, OPND_RM = 2, OPND_OPCODE = 4, OPND_VVVV = 8 };
+
 struct x86_insn {
 	uint8_t bytes[15];
 	uint8_t len;
@@ -45,12 +48,15 @@ struct x86_insn {
 	bool mem_read, mem_written;
 	int64_t imm;	   /* first immediate, sign-extended as the instruction does; relative branches: the displacement */
 	uint64_t imm2;	   /* second immediate (ENTER, far pointers: selector) */
-	/* GPRs as bit masks (bit n = GPR n), implicit ones included; address registers are in gpr_read. */
+	/* GPRs as bit masks (bit n = GPR n), implicit ones included; address registers are in gpr_read, and so are registers that are
+	 * written in part (8, 16 bits) or on a condition only (CMOVcc, CMPXCHG, BSF). */
 	uint16_t gpr_read, gpr_written;
 	/* Arithmetic status flags (FL_CF.. FL_OF masks): what the instruction reads; what it writes or leaves undefined in
 	 * every case (a shift by CL or a rep with count zero writes none: so they are in flags_maybe, not here). */
 	uint16_t flags_read, flags_killed, flags_maybe;
 	bool fpu;	   /* touches x87, MMX, SSE or AVX state, MXCSR included: guest FPU state must be loaded to run it natively */
+	/* Which explicit register operands are GPRs (enum x86_operand bits; OPND_RM only if mod == 3), and which of those are bytes. */
+	uint8_t gpr_ops, byte_ops;
 	/* Byte offsets inside `bytes`, for rewriting: 0 if absent. */
 	uint8_t modrm_off, disp_off, disp_len, imm_off, imm_len, opcode_off;
 };

@@ -12,6 +12,10 @@
 
 #include "cpu/x86/state.h"
 
+/* MAXPHYADDR (CPUID 80000008h): page-table bits above it are reserved. */
+#define X86_PHYS_BITS 46
+#define X86_PHYS_MASK ((1ull << X86_PHYS_BITS) - 1)
+
 enum mmu_access { MMU_READ = 0, MMU_WRITE = 1, MMU_EXEC = 2 };
 
 /* How a walk reaches guest-physical memory: the host address of the naturally aligned `size` bytes (4 or 8) at gpa, or

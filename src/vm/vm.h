@@ -1,0 +1,87 @@
+/*
+ * A virtual machine without its devices: RAM, accelerator, vCPUs, interrupt controllers, buses, event loop.
+ *
+ * The machine (machine/pc) creates it, puts devices on the buses, sets the bootstrap processor's state and calls vm_run on
+ * the main thread. A VM ends once: by power-off, reset, debug exit or a failure; the first request counts. Rebooting is
+ * destroying it and building a new one.
+ */
+#ifndef TRAPLINE_VM_VM_H
+#define TRAPLINE_VM_VM_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "guestabi/kvm/pvclock.h"
+#include "irqchip/irqchip.h"
+#include "mem/ram.h"
+#include "vm/bus.h"
+#include "vm/loop.h"
+#include "vm/vcpu.h"
+
+struct accel_ops;
+struct accel_vm;
+struct error;
+
+#define VM_MAX_CPUS LAPIC_MAX
+
+enum vm_result {
+	VM_RUNNING,
+	VM_POWEROFF,	 /* the guest switched itself off */
+	VM_RESET,	 /* the guest asked for a reset */
+	VM_DEBUG_EXIT,	 /* it wrote the debug-exit port: vm->exit_code */
+	VM_QUIT,	 /* the user asked */
+	VM_TRIPLE_FAULT, /* vm->reason, vm->dump_path */
+	VM_EMULATION_FAILED,
+	VM_FAILED,	 /* the VMM could not go on: vm->reason */
+};
+
+struct vm_config {
+	const struct accel_ops *accel;
+	struct guest_ram *ram; /* outlives the VM */
+	unsigned ncpus;
+	bool kvm_leaves;       /* tell the guest it runs under KVM's paravirtual interface (kvm-clock) */
+	size_t code_cache_size; /* as accel_vm_config */
+	unsigned debug_flags;
+	const char *dump_dir;	/* where crash dumps go; NULL: $TMPDIR or /tmp. Outlives the VM */
+};
+
+struct vm {
+	struct vm_config config; /* [I] */
+	pthread_mutex_t device_lock;
+	struct loop *loop;	 /* [I] */
+	struct bus pio, mmio;
+	struct irqchip *irqchip; /* [I] */
+	struct pvclock pvclock;
+	struct accel_vm *accel;	 /* [I] */
+	unsigned ncpus;		 /* [I] */
+	struct vcpu *vcpu;	 /* [I] ncpus of them */
+
+	_Atomic bool stopping;
+	pthread_mutex_t result_lock; /* below; stable after vm_run */
+	enum vm_result result;
+	int exit_code;
+	char reason[256];    /* one sentence for the user, empty if the result says it all */
+	char dump_path[256]; /* register and code dump, empty if none */
+};
+
+int vm_create(struct vm **out, const struct vm_config *config, struct error *err);
+void vm_destroy(struct vm *vm);
+
+/* Run until something stops it; main thread. Returns the result. */
+enum vm_result vm_run(struct vm *vm);
+
+/* From devices and control, any thread, any lock but a LAPIC's: end the VM. The first one is recorded. */
+void vm_request_poweroff(struct vm *vm);
+void vm_request_reset(struct vm *vm);
+void vm_request_debug_exit(struct vm *vm, int code);
+void vm_request_quit(struct vm *vm);
+/* The general form: `reason` may be NULL. Returns true if this was the first. */
+bool vm_stop(struct vm *vm, enum vm_result result, const char *reason);
+/* On the vCPU's thread: it cannot go on. Writes the dump, then as vm_stop. */
+void vm_stop_with_dump(struct vcpu *v, enum vm_result result, const char *reason);
+
+const char *vm_result_text(enum vm_result result);
+
+#endif
