@@ -7,12 +7,12 @@
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/sysinfo.h>
-#include <termios.h>
 #include <unistd.h>
 
 #include "accel/accel.h"
 #include "base/error.h"
 #include "base/log.h"
+#include "chardev/terminal.h"
 #include "machine/pc.h"
 
 /* The thread that waits for signals: the first asks the machine to end, the second ends the process. */
@@ -20,8 +20,6 @@ struct signal_watch {
 	pthread_t thread;
 	sigset_t set;
 	struct machine *machine;
-	bool have_termios;
-	struct termios termios; /* the terminal as we found it */
 	atomic_int first;	/* [a] the signal that ended the machine, 0: none */
 	atomic_bool done;	/* [a] the machine has ended; the next signal is our own wake-up */
 };
@@ -41,8 +39,7 @@ static void *signal_watch_run(void *opaque)
 			continue;
 		}
 		/* The machine did not end: the user has waited enough. */
-		if (w->have_termios)
-			tcsetattr(STDIN_FILENO, TCSANOW, &w->termios);
+		terminal_restore();
 		_exit(128 + sig);
 	}
 }
@@ -60,7 +57,7 @@ static void signal_watch_stop(struct signal_watch *w)
 	pthread_join(w->thread, NULL);
 }
 
-/* Before any other thread exists, so that all inherit the mask; before the terminal goes raw, so that we know it as it was. */
+/* Before any other thread exists, so that all inherit the mask. */
 static void signal_watch_init(struct signal_watch *w)
 {
 	*w = (struct signal_watch){ 0 };
@@ -70,7 +67,6 @@ static void signal_watch_init(struct signal_watch *w)
 	sigaddset(&w->set, SIGHUP);
 	pthread_sigmask(SIG_BLOCK, &w->set, NULL);
 	signal(SIGPIPE, SIG_IGN);
-	w->have_termios = tcgetattr(STDIN_FILENO, &w->termios) == 0;
 }
 
 const struct accel_ops *run_choose_accel(const char *name, struct error *err)
