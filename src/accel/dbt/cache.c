@@ -288,6 +288,7 @@ void dbt_cache_flush(struct dbt_vm *vm)
 		v->token_count = 0;
 		for (unsigned i = 0; i < ICACHE_SIZE; i++)
 			v->icache[i] = vm->stub.miss;
+		memset(v->jump_cache, 0, sizeof(v->jump_cache));
 		v->shadow_reset[0] = v->shadow_reset[1] = true;
 		v->tlb_gen++;
 	}

@@ -5,11 +5,9 @@
 
 #include <errno.h>
 #include <cpuid.h>
-#include <immintrin.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/auxv.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <asm/prctl.h>
@@ -212,8 +210,7 @@ static bool must_step(const struct dbt_vcpu *v)
 	       (v->s.cpl != 3 && v->s.cpl != 0);
 }
 
-/* Make shadow_rsp the private stack of the current privilege class, and empty those that a flush made stale. */
-static void shadow_select(struct dbt_vcpu *v)
+void dbt_shadow_select(struct dbt_vcpu *v)
 {
 	uint8_t user = v->s.cpl == 3;
 	if (v->shadow_class != user) {
@@ -371,7 +368,7 @@ static int64_t find_block(struct dbt_vcpu *v, uint32_t mode, int *stop)
 static void enter(struct dbt_vcpu *v, uint32_t at)
 {
 	struct dbt_vm *vm = v->vm;
-	shadow_select(v);
+	dbt_shadow_select(v);
 	fpu_load(v);
 	v->enter_at = at;
 	for (;;) {
@@ -384,7 +381,7 @@ static void enter(struct dbt_vcpu *v, uint32_t at)
 		pthread_mutex_lock(&vm->world);
 		pthread_mutex_unlock(&vm->world);
 		fpu_load(v);
-		shadow_select(v);
+		dbt_shadow_select(v);
 	}
 	dbt_enter(v);
 	atomic_store_explicit(&v->inside, 0, memory_order_release);
@@ -430,6 +427,8 @@ static int vcpu_run(struct accel_vcpu *vcpu)
 		}
 		struct tb *t = &vm->tb[found];
 		if (from_link || (from_target && !t->ind)) {
+			if (from_target)
+				dbt_fpu_save(v); /* emission copies bytes with what the C library likes */
 			pthread_mutex_lock(&vm->lock);
 			if (!t->dead) {
 				if (from_link && vm->link[from_link].pc == t->pc && vm->link[from_link].mode == t->mode)
@@ -442,6 +441,7 @@ static int vcpu_run(struct accel_vcpu *vcpu)
 		if (from_target && t->ind && !(vm->debug & ACCEL_DEBUG_NO_CHAIN))
 			v->icache[t->pc & 0xffff] = t->ind;
 		from_link = 0, from_target = false, extra = 0;
+		v->jump_cache[JUMP_HASH(t->pc)] = (struct jump_cache){ t->pc, t->mode, t->checked };
 		v->trace[v->trace_at++ % 64].pc = v->s.rip;
 		uint32_t at = t->body;
 	resume:

@@ -83,6 +83,15 @@ struct itlb_entry {
 	bool global;
 };
 
+/* Blocks that helpers jump to (system call entry, its return, IRET), by pc: valid as far as their token check says. */
+#define JUMP_CACHE 1024
+#define JUMP_HASH(pc) (((pc) ^ (pc) >> 10) & (JUMP_CACHE - 1))
+struct jump_cache {
+	uint64_t pc;
+	uint32_t mode;
+	uint32_t at; /* RX of the block's token check */
+};
+
 #define TOKEN_SLOTS 4096
 #define ICACHE_SIZE 65536
 
@@ -119,7 +128,6 @@ struct dbt_vcpu {
 	uint64_t pext_status;	 /* constant FL_STATUS, operand of flagless masking */
 	uint64_t pext_63, pext_31;
 	struct dbt_vcpu *self;
-	struct x86_seg sc_kernel_cs, sc_kernel_ss; /* what SYSCALL loads, from STAR */
 
 	struct tlb_entry tlb[2][TLB_SIZE]; /* 0 supervisor, 1 user */
 	uint32_t token[TOKEN_SLOTS];
@@ -135,6 +143,7 @@ struct dbt_vcpu {
 	unsigned tlb2_rr;
 	struct itlb_entry itlb[ITLB_SIZE];
 	uint64_t itlb_gen;
+	struct jump_cache jump_cache[JUMP_CACHE];
 	uint64_t large_map[64]; /* Bloom bits by gva >> 21: entries here came from a large page */
 	bool has_huge;
 	uint64_t tlb_gen; /* counts flushes and revoked write tags: a block is resumed in the middle only if unchanged */
@@ -348,5 +357,7 @@ void dbt_signal_thread_done(struct dbt_vcpu *v);
 /* --- dbt.c --- */
 void dbt_fpu_save(struct dbt_vcpu *v);
 uint32_t dbt_mode(const struct dbt_vcpu *v);
+/* Make shadow_rsp the private stack of the current privilege class, and empty those that a flush made stale. (light) */
+void dbt_shadow_select(struct dbt_vcpu *v);
 
 #endif
