@@ -33,11 +33,10 @@ struct vcpu {
 	_Atomic uint32_t wake;
 	_Atomic bool sleeping;
 	_Atomic bool nmi;	/* one came since the last HLT wait */
-	_Atomic uint32_t request; /* VCPU_REQ_* and the start-up vector */
-	bool wait_sipi;		/* own thread: in the wait-for-SIPI state */
+	_Atomic uint32_t request; /* INIT and start-up IPI not yet served: see vcpu.c */
+	_Atomic bool wait_sipi;	/* in the wait-for-SIPI state; set by own thread */
 
 	_Atomic uint64_t exits[ACCEL_EXIT_EMULATION_FAILED + 1]; /* written by own thread */
-	bool warned_msr;
 };
 
 /* Create vCPU `index` of vm (whose accelerator VM, irqchip and buses exist). In reset state; all but 0 wait for a start-up
@@ -47,7 +46,7 @@ void vcpu_destroy(struct vcpu *v);
 
 /* Start its thread, named "vcpuN". */
 int vcpu_start(struct vcpu *v, struct error *err);
-/* Wait for the thread's end (vm->stopping is set). */
+/* Wait for the thread's end (vm->stopping is set). Nothing if it was not started. */
 void vcpu_join(struct vcpu *v);
 
 /* Architectural state, while its thread does not run or on it. */
@@ -57,9 +56,13 @@ void vcpu_set_state(struct vcpu *v, const struct x86_state *in);
 /* Any thread: leave guest code or a wait soon and look at what changed. */
 void vcpu_kick(struct vcpu *v);
 
-/* The exit handler: what accel_vcpu_config.exit is (opaque is the vcpu). */
-int vcpu_exit(void *opaque, struct accel_exit *exit);
+/* Exits of one kind so far. Any thread. */
+static inline uint64_t vcpu_exits(const struct vcpu *v, enum accel_exit_kind kind)
+{
+	return atomic_load_explicit(&v->exits[kind], memory_order_relaxed);
+}
 
+/* A kind's name for statistics: "pio", "mmio", … */
 const char *vcpu_exit_name(enum accel_exit_kind kind);
 
 #endif

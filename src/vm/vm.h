@@ -44,6 +44,7 @@ struct vm_config {
 	bool kvm_leaves;       /* tell the guest it runs under KVM's paravirtual interface (kvm-clock) */
 	size_t code_cache_size; /* as accel_vm_config */
 	unsigned debug_flags;
+	const char *dump_dir;	/* where crash dumps go; NULL: $TMPDIR or /tmp. Outlives the VM */
 };
 
 struct vm {
@@ -78,6 +79,8 @@ void vm_request_debug_exit(struct vm *vm, int code);
 void vm_request_quit(struct vm *vm);
 /* The general form: `reason` may be NULL. Returns true if this was the first. */
 bool vm_stop(struct vm *vm, enum vm_result result, const char *reason);
+/* On the vCPU's thread: it cannot go on. Writes the dump, then as vm_stop. */
+void vm_stop_with_dump(struct vcpu *v, enum vm_result result, const char *reason);
 
 const char *vm_result_text(enum vm_result result);
 

@@ -122,6 +122,12 @@ static const struct msr_constant *find_constant(uint32_t index)
 	return NULL;
 }
 
+/* x2APIC registers and the TSC deadline: the hot ones, never in the tables. */
+static bool is_apic(uint32_t index)
+{
+	return (index & ~0xffu) == 0x800 || index == 0x6e0;
+}
+
 static uint64_t *field_of(struct x86_state *s, const struct msr_field *f)
 {
 	return (uint64_t *)((uint8_t *)s + f->offset);
@@ -214,12 +220,12 @@ int emu_rdmsr(struct emu *e, uint32_t index, uint64_t *value)
 		*value = ARCH_CAPABILITIES;
 		return 0;
 	}
-	f = find_field(index);
+	f = is_apic(index) ? NULL : find_field(index);
 	if (f) {
 		*value = *field_of(s, f);
 		return 0;
 	}
-	c = find_constant(index);
+	c = is_apic(index) ? NULL : find_constant(index);
 	if (c) {
 		*value = c->value;
 		return 0;
@@ -253,14 +259,14 @@ int emu_wrmsr(struct emu *e, uint32_t index, uint64_t value)
 	case MSR_ARCH_CAPABILITIES:
 		return gp(e);
 	}
-	f = find_field(index);
+	f = is_apic(index) ? NULL : find_field(index);
 	if (f) {
 		if (!value_ok(f, value))
 			return gp(e);
 		*field_of(s, f) = value;
 		return 0;
 	}
-	c = find_constant(index);
+	c = is_apic(index) ? NULL : find_constant(index);
 	if (c)
 		return c->write_ignored ? 0 : gp(e);
 	int r = e->ops->wrmsr ? e->ops->wrmsr(e->opaque, index, value) : -1;

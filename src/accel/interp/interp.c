@@ -1,0 +1,479 @@
+/*
+ * The reference accelerator: the emulator in a loop.
+ *
+ * Whatever the translator does, this does too, only slowly. Each vCPU is self-contained (its state, emulator and TLB), so that any
+ * number of them run in parallel threads; guest memory is the only thing they share.
+ */
+#include <errno.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "accel/accel.h"
+#include "accel/interp/tlb.h"
+#include "base/clock.h"
+#include "base/error.h"
+#include "cpu/x86/emu.h"
+#include "mem/ram.h"
+
+#define KVM_ENOSYS 1000 /* what a hypercall nobody knows returns, negated */
+
+/* What other threads ask of a vCPU. */
+enum { REQUEST_KICK = 1, REQUEST_NMI = 2 };
+
+struct accel_vm {
+	struct guest_ram *ram;
+	bool icount;
+};
+
+struct accel_vcpu {
+	struct x86_state s; /* first: it has the strictest alignment */
+	struct emu emu;
+	struct guest_ram *ram;
+	struct accel_vcpu_config config;
+	bool icount;
+	_Atomic unsigned request; /* [a] REQUEST_ bits; all else is the vCPU thread's */
+	bool irq_check;		  /* the interrupt source may have something */
+	bool after;		  /* after this instruction look at exit_rc and replaced */
+	bool in_insn;		  /* inside an exit that an unfinished instruction caused */
+	bool replaced;		  /* `next` takes effect when the instruction is over */
+	int exit_rc;		  /* non-zero answer of an exit handler inside an instruction */
+	struct x86_state next;
+	uint64_t interrupts, tlb_misses;
+	uint64_t exits[ACCEL_EXIT_EMULATION_FAILED + 1];
+	struct tlb tlb;
+};
+
+/* --- memory --- */
+
+static void *interp_pte(void *opaque, uint64_t gpa, unsigned size)
+{
+	return ram_hva(opaque, gpa, size);
+}
+
+static __attribute__((noinline)) int translate_miss(struct accel_vcpu *v, uint64_t gva, enum mmu_access access, bool user,
+						    struct emu_page *out, uint32_t *error)
+{
+	struct mmu_result page;
+
+	v->tlb_misses++;
+	if (mmu_walk(&v->s, &v->emu.mem, gva, access, user, &page, error))
+		return -1;
+	uint8_t *hva = ram_hva(v->ram, page.gpa & ~0xfffull, 4096);
+
+	out->gpa = page.gpa;
+	out->hva = NULL;
+	if (hva) { /* device pages are walked each time */
+		out->hva = hva + (page.gpa & 0xfff);
+		tlb_fill(&v->tlb, gva, access, user, &page, hva);
+	}
+	return 0;
+}
+
+static int op_translate(void *opaque, uint64_t gva, enum mmu_access access, bool user, struct emu_page *out, uint32_t *error)
+{
+	struct accel_vcpu *v = opaque;
+	const struct tlb_entry *t = tlb_slot(&v->tlb, gva, access, user);
+
+	if (__builtin_expect(t->tag != tlb_tag(&v->tlb, gva), 0))
+		return translate_miss(v, gva, access, user, out, error);
+	out->hva = t->hva + (gva & 0xfff);
+	out->gpa = t->gpa | (gva & 0xfff);
+	return 0;
+}
+
+static uint16_t active_pcid(const struct x86_state *s)
+{
+	return s->cr4 & CR4_PCIDE ? s->cr3 & 0xfff : 0;
+}
+
+static void op_flush(void *opaque, enum emu_flush kind, uint64_t gva, uint16_t pcid)
+{
+	struct accel_vcpu *v = opaque;
+
+	tlb_flush(&v->tlb, kind, gva, pcid, active_pcid(&v->s));
+}
+
+/* --- exits --- */
+
+static int leave(struct accel_vcpu *v, struct accel_exit *x)
+{
+	v->exits[x->kind]++;
+	int rc = v->config.exit(v->config.opaque, x);
+
+	v->irq_check = true; /* the handler may have changed anything */
+	return rc;
+}
+
+/* From inside an instruction: a positive answer is kept until the instruction is over. */
+static int leave_insn(struct accel_vcpu *v, struct accel_exit *x)
+{
+	v->in_insn = true;
+	int rc = leave(v, x);
+
+	v->in_insn = false;
+	if (rc > 0) {
+		v->exit_rc = rc;
+		v->after = true;
+	}
+	return rc;
+}
+
+static int op_mmio(void *opaque, uint64_t gpa, unsigned size, bool write, uint64_t *value)
+{
+	struct accel_exit x = {
+		.kind = ACCEL_EXIT_MMIO, .mmio = {.gpa = gpa, .size = size, .write = write, .value = write ? *value : 0}};
+	int rc = leave_insn(opaque, &x);
+
+	if (!write)
+		*value = x.mmio.value;
+	return rc > 0;
+}
+
+static int op_pio(void *opaque, uint16_t port, unsigned size, bool write, uint32_t *value)
+{
+	struct accel_exit x = {
+		.kind = ACCEL_EXIT_PIO, .pio = {.port = port, .size = size, .write = write, .value = write ? *value : 0}};
+	int rc = leave_insn(opaque, &x);
+
+	if (!write)
+		*value = x.pio.value;
+	return rc > 0;
+}
+
+static int op_rdmsr(void *opaque, uint32_t index, uint64_t *value)
+{
+	struct accel_exit x = {.kind = ACCEL_EXIT_MSR_READ, .msr = {.index = index}};
+	int rc = leave_insn(opaque, &x);
+
+	*value = x.msr.value;
+	return rc < 0 ? -1 : rc > 0;
+}
+
+static int op_wrmsr(void *opaque, uint32_t index, uint64_t value)
+{
+	struct accel_exit x = {.kind = ACCEL_EXIT_MSR_WRITE, .msr = {.index = index, .value = value}};
+	int rc = leave_insn(opaque, &x);
+
+	return rc < 0 ? -1 : rc > 0;
+}
+
+static int op_hypercall(void *opaque)
+{
+	struct accel_vcpu *v = opaque;
+	const uint64_t *g = v->s.gpr;
+	struct accel_exit x = {.kind = ACCEL_EXIT_HYPERCALL,
+			       .hypercall = {.nr = g[RAX],
+					     .arg = {g[RDI], g[RSI], g[RDX], g[R10], g[R8], g[R9]},
+					     .result = (uint64_t)-KVM_ENOSYS}};
+	int rc = leave_insn(v, &x);
+
+	if (rc < 0)
+		return -1;
+	v->s.gpr[RAX] = x.hypercall.result;
+	return rc > 0;
+}
+
+static uint8_t op_get_cr8(void *opaque)
+{
+	struct accel_vcpu *v = opaque;
+
+	return v->config.get_cr8 ? v->config.get_cr8(v->config.opaque) : 0;
+}
+
+static void op_set_cr8(void *opaque, uint8_t value)
+{
+	struct accel_vcpu *v = opaque;
+
+	if (v->config.set_cr8)
+		v->config.set_cr8(v->config.opaque, value);
+	v->irq_check = true;
+}
+
+static uint64_t op_tsc(void *opaque)
+{
+	struct accel_vcpu *v = opaque;
+
+	return (v->icount ? v->emu.steps : clock_rdtsc()) + v->s.tsc_offset;
+}
+
+static const struct emu_ops interp_emu_ops = {
+	.translate = op_translate,
+	.mmio = op_mmio,
+	.pio = op_pio,
+	.rdmsr = op_rdmsr,
+	.wrmsr = op_wrmsr,
+	.get_cr8 = op_get_cr8,
+	.set_cr8 = op_set_cr8,
+	.flush = op_flush,
+	.tsc = op_tsc,
+	.hypercall = op_hypercall,
+};
+
+/* --- running --- */
+
+static int leave_failed(struct accel_vcpu *v)
+{
+	struct accel_exit x = {.kind = ACCEL_EXIT_EMULATION_FAILED, .failed = {.rip = v->s.rip, .why = v->emu.why}};
+	uint64_t base = x86_code64(&v->s) ? 0 : v->s.seg[SREG_CS].base;
+
+	while (x.failed.nbytes < sizeof(x.failed.bytes)) {
+		struct emu_page page;
+		uint32_t error;
+		uint64_t gva = base + v->s.rip + x.failed.nbytes;
+
+		if (!x86_canonical(gva) || op_translate(v, gva, MMU_EXEC, v->s.cpl == 3, &page, &error) || !page.hva)
+			break;
+		x.failed.bytes[x.failed.nbytes++] = *page.hva;
+	}
+	int rc = leave(v, &x);
+
+	return rc ? rc : -EIO; /* going on would fail again */
+}
+
+static int leave_shutdown(struct accel_vcpu *v)
+{
+	struct accel_exit x = {.kind = ACCEL_EXIT_SHUTDOWN};
+	uint64_t rip = v->s.rip;
+	int rc = leave(v, &x);
+
+	return !rc && v->s.rip == rip ? -EIO : rc; /* a handler that goes on has reset the vCPU */
+}
+
+static int leave_simple(struct accel_vcpu *v, enum accel_exit_kind kind)
+{
+	struct accel_exit x = {.kind = kind};
+
+	return leave(v, &x);
+}
+
+/* After an event was delivered: non-zero to leave the loop. */
+static int delivered(struct accel_vcpu *v, enum emu_result r)
+{
+	if (r == EMU_SHUTDOWN)
+		return leave_shutdown(v);
+	return r == EMU_FAILED ? leave_failed(v) : 0;
+}
+
+/* NMI before interrupts (SDM 3A table 6-2), one event a call. */
+static int take_event(struct accel_vcpu *v)
+{
+	struct x86_state *s = &v->s;
+
+	if (s->nmi_pending && !s->nmi_masked && s->shadow == SHADOW_NONE) {
+		s->nmi_pending = 0;
+		return delivered(v, emu_interrupt(&v->emu, VEC_NMI));
+	}
+	if (!v->irq_check || !emu_can_interrupt(s))
+		return 0;
+	const struct accel_irq_source *irq = &v->config.irq;
+
+	if (!irq->pending || !irq->pending(irq->opaque)) {
+		v->irq_check = false;
+		return 0;
+	}
+	int vector = irq->ack(irq->opaque);
+
+	if (vector < 0)
+		return 0;
+	v->interrupts++;
+	return delivered(v, emu_interrupt(&v->emu, vector));
+}
+
+/* Between instructions, when someone wants something. */
+static int attend(struct accel_vcpu *v)
+{
+	unsigned request = atomic_load_explicit(&v->request, memory_order_relaxed);
+
+	if (request) {
+		request = atomic_exchange(&v->request, 0);
+		if (request & REQUEST_NMI)
+			v->s.nmi_pending = 1;
+		int rc = leave_simple(v, ACCEL_EXIT_INTERRUPTED);
+
+		if (rc)
+			return rc;
+	}
+	return take_event(v);
+}
+
+/* The rest of an instruction that left with an answer, or whose handler replaced the state. */
+static int finish_insn(struct accel_vcpu *v)
+{
+	int rc = v->exit_rc;
+
+	v->after = false;
+	v->exit_rc = 0;
+	if (v->replaced) {
+		v->replaced = false;
+		v->s = v->next;
+		tlb_flush(&v->tlb, EMU_FLUSH_ALL, 0, 0, active_pcid(&v->s));
+	}
+	return rc;
+}
+
+static int interp_vcpu_run(struct accel_vcpu *v)
+{
+	for (;;) {
+		int rc = 0;
+
+		if (__builtin_expect(atomic_load_explicit(&v->request, memory_order_relaxed) || v->irq_check || v->s.nmi_pending, 0)) {
+			rc = attend(v);
+			if (rc)
+				return rc;
+		}
+		if (__builtin_expect(v->s.halted, 0)) {
+			if (atomic_load(&v->request))
+				continue;
+			rc = leave_simple(v, ACCEL_EXIT_HLT);
+			if (rc)
+				return rc;
+			continue;
+		}
+		switch (emu_step(&v->emu)) {
+		case EMU_OK:
+		case EMU_STOP:
+		case EMU_HLT:
+			break;
+		case EMU_SHUTDOWN:
+			rc = leave_shutdown(v);
+			break;
+		case EMU_FAILED:
+			rc = leave_failed(v);
+			break;
+		}
+		if (__builtin_expect(v->after, 0)) {
+			int kept = finish_insn(v);
+
+			if (!rc)
+				rc = kept;
+		}
+		if (__builtin_expect(rc, 0))
+			return rc;
+	}
+}
+
+/* --- state --- */
+
+static void interp_vcpu_get_state(struct accel_vcpu *v, struct x86_state *out)
+{
+	*out = v->s;
+	if (atomic_load_explicit(&v->request, memory_order_relaxed) & REQUEST_NMI)
+		out->nmi_pending = 1;
+}
+
+static bool same_place(const struct x86_state *a, const struct x86_state *b)
+{
+	return a->rip == b->rip && a->seg[SREG_CS].base == b->seg[SREG_CS].base && a->cr0 == b->cr0 && a->cr3 == b->cr3;
+}
+
+static void interp_vcpu_set_state(struct accel_vcpu *v, const struct x86_state *in)
+{
+	v->irq_check = true;
+	/* From inside an instruction: if it stays where it is, the instruction goes on with the new registers; else (reset,
+	 * INIT) its rest is dropped. */
+	if (v->in_insn && !same_place(in, &v->s)) {
+		v->next = *in;
+		v->replaced = v->after = true;
+		return;
+	}
+	v->s = *in;
+	tlb_flush(&v->tlb, EMU_FLUSH_ALL, 0, 0, active_pcid(&v->s));
+}
+
+/* --- other threads --- */
+
+static void interp_vcpu_kick(struct accel_vcpu *v)
+{
+	atomic_fetch_or(&v->request, REQUEST_KICK);
+}
+
+static void interp_vcpu_nmi(struct accel_vcpu *v)
+{
+	atomic_fetch_or(&v->request, REQUEST_NMI | REQUEST_KICK);
+}
+
+/* --- life --- */
+
+static int interp_probe(struct error *err)
+{
+	(void)err; /* every x86-64 Linux host will do */
+	return 0;
+}
+
+static unsigned interp_caps(void)
+{
+	return 0;
+}
+
+static int interp_vm_create(struct accel_vm **out, const struct accel_vm_config *config, struct error *err)
+{
+	struct accel_vm *vm = calloc(1, sizeof(*vm));
+
+	if (!vm)
+		return error_set(err, ENOMEM, "no memory for the interpreter's VM");
+	vm->ram = config->ram;
+	vm->icount = config->debug_flags & ACCEL_DEBUG_ICOUNT;
+	*out = vm;
+	return 0;
+}
+
+static void interp_vm_destroy(struct accel_vm *vm)
+{
+	free(vm);
+}
+
+static int interp_vcpu_create(struct accel_vcpu **out, struct accel_vm *vm, const struct accel_vcpu_config *config,
+			      struct error *err)
+{
+	size_t align = alignof(struct accel_vcpu), size = (sizeof(struct accel_vcpu) + align - 1) & ~(align - 1);
+	struct accel_vcpu *v = aligned_alloc(align, size);
+
+	if (!v)
+		return error_set(err, ENOMEM, "no memory for vCPU %u", config->index);
+	memset(v, 0, size);
+	v->config = *config;
+	v->ram = vm->ram;
+	v->icount = vm->icount;
+	x86_state_reset(&v->s, config->index);
+	tlb_reset(&v->tlb);
+	int r = emu_init(&v->emu, &v->s, &interp_emu_ops, v, err);
+
+	if (r) {
+		free(v);
+		return r;
+	}
+	v->emu.mem = (struct mmu_mem){.pte = interp_pte, .opaque = vm->ram};
+	v->emu.cpuid = config->cpuid;
+	*out = v;
+	return 0;
+}
+
+static void interp_vcpu_destroy(struct accel_vcpu *v)
+{
+	emu_destroy(&v->emu);
+	free(v);
+}
+
+static void interp_vcpu_stats(struct accel_vcpu *v, struct accel_stats *out)
+{
+	*out = (struct accel_stats){.interrupts = v->interrupts, .insns_stepped = v->emu.steps, .tlb_misses = v->tlb_misses};
+	memcpy(out->exits, v->exits, sizeof(out->exits));
+}
+
+const struct accel_ops accel_interp = {
+	.name = "interp",
+	.description = "reference interpreter: exact, runs everywhere, slow",
+	.probe = interp_probe,
+	.caps = interp_caps,
+	.vm_create = interp_vm_create,
+	.vm_destroy = interp_vm_destroy,
+	.vcpu_create = interp_vcpu_create,
+	.vcpu_destroy = interp_vcpu_destroy,
+	.vcpu_run = interp_vcpu_run,
+	.vcpu_get_state = interp_vcpu_get_state,
+	.vcpu_set_state = interp_vcpu_set_state,
+	.vcpu_kick = interp_vcpu_kick,
+	.vcpu_nmi = interp_vcpu_nmi,
+	.vcpu_stats = interp_vcpu_stats,
+};
