@@ -1,6 +1,6 @@
 /*
- * Between lapic.c (priorities, acceptance, messages), lapic_regs.c and lapic_timer.c. Everything here is called with the LAPIC's lock
- * held; what must happen outside it is collected in a struct lapic_after and done by lapic_unlock.
+ * Between lapic.c (priorities, acceptance, messages), lapic_regs.c and lapic_timer.c. Everything here is called with the
+ * LAPIC's lock held; what must happen outside it is collected in a struct lapic_after and done by lapic_unlock.
  */
 #ifndef TRAPLINE_IRQCHIP_LAPIC_INTERNAL_H
 #define TRAPLINE_IRQCHIP_LAPIC_INTERNAL_H

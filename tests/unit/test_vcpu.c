@@ -1,6 +1,6 @@
 /*
- * vCPU threads on the scripted accelerator: every exit kind, HLT and its wake-ups, INIT and start-up IPIs, the ways a VM
- * ends, the crash dump.
+ * vCPU threads on the scripted accelerator: every exit kind, HLT and its wake-ups, INIT and start-up IPIs, the ways a
+ * VM ends, the crash dump.
  */
 #include <errno.h>
 #include <setjmp.h>
@@ -339,7 +339,7 @@ static void init_and_sipi(void **state)
 		FAKE_STORE(0xfee000f0, 4, 0x1ff),
 		FAKE_STORE(0xfee00310, 4, 1u << 24),
 		FAKE_STORE(0xfee00300, 4, 0x00500 | 1 << 14), /* INIT … */
-		FAKE_STORE(0xfee00300, 4, 0x0069a),	      /* … and at once the start-up IPI, twice, as Linux does it */
+		FAKE_STORE(0xfee00300, 4, 0x0069a), /* … and at once the start-up IPI, twice like Linux */
 		FAKE_STORE(0xfee00300, 4, 0x0069b),
 		FAKE_HLT(),
 	};
@@ -366,7 +366,8 @@ static void init_and_sipi(void **state)
 static void send_init(void *opaque)
 {
 	struct vm *vm = opaque;
-	struct apic_msg init = { .dest = 1, .delivery = APIC_INIT }, sipi = { .dest = 1, .delivery = APIC_SIPI, .vector = 8 };
+	struct apic_msg init = { .dest = 1, .delivery = APIC_INIT };
+	struct apic_msg sipi = { .dest = 1, .delivery = APIC_SIPI, .vector = 8 };
 	lapic_send(&vm->irqchip->apics, &init);
 	lapic_send(&vm->irqchip->apics, &sipi);
 }

@@ -16,14 +16,15 @@ struct fake_step {
 	struct accel_exit exit; /* in: what happens; out: as the handler left it */
 	void (*before)(void *opaque); /* may be NULL: called before the exit, on the vCPU's thread */
 	void *opaque;
-	bool ack;	/* instead of an exit: acknowledge what the irq source has pending into `result` (-1: nothing) */
+	bool ack;	/* instead of an exit: acknowledge what is pending into `result` (-1: nothing) */
 	int result;	/* out: what the handler returned, or the acknowledged vector */
 };
 
 #define FAKE_EXIT(k, ...) { .exit = { .kind = (k), __VA_ARGS__ } }
 #define FAKE_OUT(p, sz, v) FAKE_EXIT(ACCEL_EXIT_PIO, .pio = { .port = (p), .size = (sz), .write = true, .value = (v) })
 #define FAKE_IN(p, sz) FAKE_EXIT(ACCEL_EXIT_PIO, .pio = { .port = (p), .size = (sz) })
-#define FAKE_STORE(a, sz, v) FAKE_EXIT(ACCEL_EXIT_MMIO, .mmio = { .gpa = (a), .size = (sz), .write = true, .value = (v) })
+#define FAKE_STORE(a, sz, v) \
+	FAKE_EXIT(ACCEL_EXIT_MMIO, .mmio = { .gpa = (a), .size = (sz), .write = true, .value = (v) })
 #define FAKE_LOAD(a, sz) FAKE_EXIT(ACCEL_EXIT_MMIO, .mmio = { .gpa = (a), .size = (sz) })
 #define FAKE_RDMSR(i) FAKE_EXIT(ACCEL_EXIT_MSR_READ, .msr = { .index = (i) })
 #define FAKE_WRMSR(i, v) FAKE_EXIT(ACCEL_EXIT_MSR_WRITE, .msr = { .index = (i), .value = (v) })
