@@ -104,7 +104,8 @@ static inline bool is_slot(int gpr)
 /* The register that the low bits of the opcode name, REX.B included. */
 static inline int opcode_gpr(const struct x86_insn *in)
 {
-	uint8_t before = in->opcode_off ? in->bytes[in->opcode_off - 1] : 0;
+	unsigned start = in->opcode_off - (in->map == MAP_0F ? 1u : 0u); /* of the opcode with its escape byte (BSWAP) */
+	uint8_t before = start ? in->bytes[start - 1] : 0;
 	return (in->opcode & 7) | ((before & 0xf0) == 0x40 ? (before & 1) << 3 : 0);
 }
 
