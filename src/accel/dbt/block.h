@@ -81,13 +81,17 @@ struct block {
 	struct dbt_vm *vm;
 	uint64_t pc, phys, phys2;
 	uint32_t mode;
-	bool cross;
+	bool cross; /* the block is one instruction that lies on two pages */
 	unsigned n;
 	uint64_t lines; /* 64-byte lines of the page that the translation depends on */
 	struct block_insn insn[BLOCK_MAX];
 	unsigned nchecks;
 	struct check check[2 * BLOCK_MAX];
-	const uint8_t *page; /* hva of the code page */
+	const uint8_t *page;  /* hva of the code page */
+	/* Where the first instruction continues on the next page, its hva and what of it is depended on; NULL if that page cannot be
+	 * fetched from: the stepper raises the fault. */
+	const uint8_t *page2;
+	uint64_t lines2;
 };
 
 /* scan.c: decode and classify from b->pc; 0 instructions if not even one is in RAM. */
