@@ -27,6 +27,13 @@ enum insn_class {
 	CLS_RDTSC,
 	CLS_RDTSCP,
 	CLS_FROM_SREG, /* MOV r, Sreg */
+	CLS_CLD,
+	CLS_POPF,
+	CLS_READ_CR,   /* MOV r, CR0/2/3/4 */
+	CLS_READ_BASE, /* RDFSBASE, RDGSBASE */
+	CLS_WRITE_BASE,
+	CLS_CPUID,
+	CLS_XSTATE,    /* XSAVE64, XSAVEC64, XSAVEOPT64, XRSTOR64 */
 	CLS_JCC,
 	/* From here on: ends the block. */
 	CLS_LAST,
@@ -41,6 +48,8 @@ enum insn_class {
 	CLS_SYSCALL,
 	CLS_SYSRET,
 	CLS_IRET,
+	CLS_WRITE_CR3,
+	CLS_INVLPG,
 };
 
 /* How an instruction's data access is checked. */

@@ -200,6 +200,8 @@ uint32_t dbt_mode(const struct dbt_vcpu *v)
 		mode |= MODE_FPU;
 	if (s->cpl == 3 && s->cr4 & CR4_TSD)
 		mode |= MODE_TSD;
+	if (s->cr4 & CR4_FSGSBASE)
+		mode |= MODE_FSGS;
 	return mode;
 }
 
@@ -605,6 +607,7 @@ static int vcpu_create(struct accel_vcpu **out, struct accel_vm *vm, const struc
 	v->pext_status = FL_STATUS;
 	v->pext_63 = 63;
 	v->pext_31 = 31;
+	v->pext_no_df = ~(uint64_t)FL_DF;
 	v->itlb_gen = 1;
 	x86_state_reset(&v->s, config->index);
 	int r = emu_init(&v->emu, &v->s, &emu_ops, v, err);

@@ -41,8 +41,9 @@ enum {
 	MODE_USER = 1 << 0,    /* CPL 3: the user TLB */
 	MODE_FPU = 1 << 1,     /* x87, SSE and AVX all usable: run them natively; else each goes through the stepper */
 	MODE_TSD = 1 << 2,     /* CR4.TSD and CPL 3: RDTSC faults */
+	MODE_FSGS = 1 << 4,    /* CR4.FSGSBASE */
 	MODE_NOMERGE = 1 << 3, /* every access checked by itself, no stack window: where a merged check failed */
-	MODE_VIEW = MODE_USER | MODE_FPU | MODE_TSD, /* the part that a token stands for */
+	MODE_VIEW = MODE_USER | MODE_FPU | MODE_TSD | MODE_FSGS, /* the part that a token stands for */
 };
 
 /* --- Soft TLB --- */
@@ -126,7 +127,7 @@ struct dbt_vcpu {
 	uint64_t exit_pc;
 	uint64_t save_rax, save_flags; /* flag saving around checks; scratch of stubs */
 	uint64_t pext_status;	 /* constant FL_STATUS, operand of flagless masking */
-	uint64_t pext_63, pext_31;
+	uint64_t pext_63, pext_31, pext_no_df;
 	struct dbt_vcpu *self;
 
 	struct tlb_entry tlb[2][TLB_SIZE]; /* 0 supervisor, 1 user */
@@ -167,6 +168,7 @@ struct dbt_vcpu {
 	bool io_stop;	/* a handler asked to stop */
 	uint8_t *shadow_base; /* private stack mapping: guard page, stack, guard page */
 	void *sigstack;
+	_Alignas(64) uint8_t xstate[X86_XSAVE_SIZE]; /* private copy of what XRSTOR loads */
 	uint64_t rng; /* RANDOM_FLUSH */
 	uint64_t icount;
 	struct accel_stats stats;
@@ -256,6 +258,7 @@ struct dbt_vm {
 		uint32_t poll, token;	/* exits with exit_arg = block */
 		uint32_t fill_single, fill_group, fill_stack; /* call these; see softmmu.c */
 		uint32_t string, syscall, sysret, iret;
+		uint32_t popf, write_base[2], cpuid, invlpg, write_cr3, xstate[4];
 	} stub;
 
 	struct tb *tb; /* index 0 unused */
@@ -344,6 +347,18 @@ uint64_t dbt_help_string(struct dbt_vcpu *v, uint64_t what, uint64_t next, uint6
 uint64_t dbt_help_syscall(struct dbt_vcpu *v, uint64_t next, uint64_t unused, uint64_t ret);
 uint64_t dbt_help_sysret(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint64_t ret);
 uint64_t dbt_help_iret(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint64_t ret);
+uint64_t dbt_help_popf(struct dbt_vcpu *v, uint64_t next, uint64_t pc, uint64_t ret);
+uint64_t dbt_help_write_fs(struct dbt_vcpu *v, uint64_t value, uint64_t pc, uint64_t ret);
+uint64_t dbt_help_write_gs(struct dbt_vcpu *v, uint64_t value, uint64_t pc, uint64_t ret);
+/* EBX comes back in save_flags: it is not among the registers that helpers may change. */
+uint64_t dbt_help_cpuid(struct dbt_vcpu *v, uint64_t unused, uint64_t pc, uint64_t ret);
+uint64_t dbt_help_invlpg(struct dbt_vcpu *v, uint64_t gva, uint64_t next, uint64_t ret);
+/* exit_arg: the instruction's length. */
+uint64_t dbt_help_write_cr3(struct dbt_vcpu *v, uint64_t value, uint64_t next, uint64_t ret);
+uint64_t dbt_help_xsave(struct dbt_vcpu *v, uint64_t gva, uint64_t pc, uint64_t ret);
+uint64_t dbt_help_xsavec(struct dbt_vcpu *v, uint64_t gva, uint64_t pc, uint64_t ret);
+uint64_t dbt_help_xsaveopt(struct dbt_vcpu *v, uint64_t gva, uint64_t pc, uint64_t ret);
+uint64_t dbt_help_xrstor(struct dbt_vcpu *v, uint64_t gva, uint64_t pc, uint64_t ret);
 
 /* The private stacks lie in one mapping: guard, supervisor's, guard, user's, guard. Top (empty) rsp of one of them. */
 #define SHADOW_SIZE 65536ull

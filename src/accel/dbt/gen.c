@@ -544,6 +544,10 @@ static void gen_pop(struct gen *g, unsigned i)
 	struct code *c = &g->c;
 	int reg = opcode_gpr(&g->b->insn[i].in);
 	struct mem op = pop_operand(g, i);
+	if (reg == RSP) {
+		e_load(c, GSP, op);
+		return;
+	}
 	if (is_slot(reg)) {
 		e_load(c, T1, op);
 		e_store(c, mem_gs(OFF_GPR(reg)), T1);
@@ -780,11 +784,90 @@ static void gen_from_sreg(struct gen *g, unsigned i)
 		gen_step(g, i);
 		return;
 	}
-	int dst = is_slot(in->rm) ? T1 : host_reg(in->rm);
+	int dst = is_slot(in->rm) || in->opsize == 2 ? T1 : host_reg(in->rm);
 	e_op_mem(c, 0, 0xb70f, dst,
 		 mem_gs((uint32_t)(OFF(s.seg) + (in->reg & 7u) * sizeof(struct x86_seg) + offsetof(struct x86_seg, sel))));
+	if (in->opsize == 2) { /* the upper part stays */
+		e8(c, 0x66);
+		if (is_slot(in->rm))
+			e_op_mem(c, 0, 0x89, T1, mem_gs(OFF_GPR(in->rm)));
+		else
+			e_op_reg(c, 0, 0x89, T1, host_reg(in->rm));
+		return;
+	}
 	if (dst == T1)
 		e_store(c, mem_gs(OFF_GPR(in->rm)), T1);
+}
+
+static uint32_t base_off(unsigned seg)
+{
+	return (uint32_t)(OFF(s.seg) + seg * sizeof(struct x86_seg) + offsetof(struct x86_seg, base));
+}
+
+/* A general register from a slot of the vCPU. */
+static void gen_read_slot(struct gen *g, int gpr, bool w, uint32_t off)
+{
+	int dst = is_slot(gpr) ? T1 : host_reg(gpr);
+	e_op_mem(&g->c, w, 0x8b, dst, mem_gs(off));
+	if (dst == T1)
+		e_store(&g->c, mem_gs(OFF_GPR(gpr)), T1);
+}
+
+static void gen_read_cr(struct gen *g, unsigned i)
+{
+	static const uint32_t off[5] = { OFF(s.cr0), 0, OFF(s.cr2), OFF(s.cr3), OFF(s.cr4) };
+	const struct x86_insn *in = &g->b->insn[i].in;
+	gen_read_slot(g, in->rm, true, off[in->reg]);
+}
+
+static void gen_cld(struct gen *g)
+{
+	struct code *c = &g->c;
+	e_load(c, T1, mem_gs(OFF(s.rflags)));
+	e_pxxx_gs(c, 2, T1, T1, OFF(pext_no_df));
+	e_pxxx_gs(c, 3, T1, T1, OFF(pext_no_df));
+	e_store(c, mem_gs(OFF(s.rflags)), T1);
+}
+
+/* Call a helper with T1 = value of a register (zero-extended from 32 bits if not `w`), T2 = pc. */
+static void gen_call_reg(struct gen *g, uint32_t stub, int gpr, bool w, uint64_t pc)
+{
+	struct code *c = &g->c;
+	e_op_reg(c, w, 0x8b, T1, e_guest_reg(g, gpr, T1));
+	e_mov_imm(c, T2, pc);
+	e_call(c, stub);
+}
+
+static void gen_cpuid(struct gen *g, unsigned i)
+{
+	struct code *c = &g->c;
+	e_mov_imm(c, T2, g->b->insn[i].pc);
+	e_call(c, g->vm->stub.cpuid);
+	e_load32(c, H_RBX, mem_gs(OFF(save_flags)));
+}
+
+/* Call a helper with T1 = linear address of the memory operand, T2 = pc. */
+static void gen_call_address(struct gen *g, unsigned i, uint32_t stub, uint64_t pc)
+{
+	e_insn_address(g, &g->b->insn[i]);
+	e_mov_imm(&g->c, T2, pc);
+	e_call(&g->c, stub);
+}
+
+static void gen_xstate(struct gen *g, unsigned i)
+{
+	const struct block_insn *bi = &g->b->insn[i];
+	unsigned k = bi->in.mnemonic == ZYDIS_MNEMONIC_XSAVE64 ? 0 : bi->in.mnemonic == ZYDIS_MNEMONIC_XSAVEC64 ? 1
+		   : bi->in.mnemonic == ZYDIS_MNEMONIC_XSAVEOPT64 ? 2 : 3;
+	gen_call_address(g, i, g->vm->stub.xstate[k], bi->pc);
+}
+
+static void gen_popf(struct gen *g, unsigned i)
+{
+	struct code *c = &g->c;
+	e_mov_imm(c, T1, g->b->insn[i].next);
+	e_mov_imm(c, T2, g->b->insn[i].pc);
+	e_call(c, g->vm->stub.popf);
 }
 
 static void gen_string(struct gen *g, unsigned i)
@@ -854,6 +937,34 @@ static void gen_insn(struct gen *g, unsigned i)
 		break;
 	case CLS_FROM_SREG:
 		gen_from_sreg(g, i);
+		break;
+	case CLS_CLD:
+		gen_cld(g);
+		break;
+	case CLS_POPF:
+		gen_popf(g, i);
+		break;
+	case CLS_READ_CR:
+		gen_read_cr(g, i);
+		break;
+	case CLS_READ_BASE:
+		gen_read_slot(g, bi->in.rm, bi->in.opsize == 8, base_off(bi->in.mnemonic == ZYDIS_MNEMONIC_RDFSBASE ? SREG_FS : SREG_GS));
+		break;
+	case CLS_WRITE_BASE:
+		gen_call_reg(g, g->vm->stub.write_base[bi->in.mnemonic == ZYDIS_MNEMONIC_WRGSBASE], bi->in.rm, bi->in.opsize == 8, bi->pc);
+		break;
+	case CLS_CPUID:
+		gen_cpuid(g, i);
+		break;
+	case CLS_XSTATE:
+		gen_xstate(g, i);
+		break;
+	case CLS_WRITE_CR3:
+		e_mov_mem_imm32(&g->c, mem_gs(OFF(exit_arg)), bi->in.len);
+		gen_call_reg(g, g->vm->stub.write_cr3, bi->in.rm, true, bi->next);
+		break;
+	case CLS_INVLPG:
+		gen_call_address(g, i, g->vm->stub.invlpg, bi->next);
 		break;
 	case CLS_JCC:
 		e_link(g, 0, bi->in.opcode & 15, branch_target(bi), mode, bi->pc, i);

@@ -173,6 +173,31 @@ static enum insn_class classify_system(const struct x86_insn *in, uint32_t mode)
 		return user ? CLS_STEP : CLS_IRET;
 	case ZYDIS_MNEMONIC_PUSHFQ:
 		return CLS_PUSHF;
+	case ZYDIS_MNEMONIC_POPFQ:
+		return CLS_POPF;
+	case ZYDIS_MNEMONIC_CLD:
+		return CLS_CLD;
+	case ZYDIS_MNEMONIC_CPUID:
+		return CLS_CPUID;
+	case ZYDIS_MNEMONIC_INVLPG:
+		return user ? CLS_STEP : CLS_INVLPG;
+	case ZYDIS_MNEMONIC_RDFSBASE:
+	case ZYDIS_MNEMONIC_RDGSBASE:
+		return mode & MODE_FSGS ? CLS_READ_BASE : CLS_STEP;
+	case ZYDIS_MNEMONIC_WRFSBASE:
+	case ZYDIS_MNEMONIC_WRGSBASE:
+		return mode & MODE_FSGS ? CLS_WRITE_BASE : CLS_STEP;
+	case ZYDIS_MNEMONIC_XSAVE64:
+	case ZYDIS_MNEMONIC_XSAVEC64:
+	case ZYDIS_MNEMONIC_XSAVEOPT64:
+	case ZYDIS_MNEMONIC_XRSTOR64:
+		return CLS_XSTATE; /* FPU usable: classify() has looked */
+	case ZYDIS_MNEMONIC_MOV:
+		if (user || in->map != MAP_0F || in->encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY || in->lock)
+			return CLS_STEP;
+		if (in->opcode == 0x20 && in->reg <= 4 && in->reg != 1)
+			return CLS_READ_CR;
+		return in->opcode == 0x22 && in->reg == 3 ? CLS_WRITE_CR3 : CLS_STEP;
 	default:
 		return CLS_STEP;
 	}
@@ -189,7 +214,7 @@ static enum insn_class classify(const struct x86_insn *in, uint32_t mode)
 		if (op >= 0x50 && op <= 0x57)
 			return in->opsize == 8 ? CLS_PUSH : CLS_STEP;
 		if (op >= 0x58 && op <= 0x5f)
-			return in->opsize == 8 && opcode_gpr(in) != RSP ? CLS_POP : CLS_STEP;
+			return in->opsize == 8 ? CLS_POP : CLS_STEP;
 		if (op == 0x68 || op == 0x6a)
 			return in->opsize == 8 ? CLS_PUSH : CLS_STEP;
 		if (op >= 0x70 && op <= 0x7f)
@@ -198,7 +223,7 @@ static enum insn_class classify(const struct x86_insn *in, uint32_t mode)
 		case 0x8d:
 			return in->has_mem && in->opsize >= 4 ? CLS_LEA : CLS_STEP;
 		case 0x8c:
-			return in->mod == 3 && in->opsize >= 4 ? CLS_FROM_SREG : CLS_STEP;
+			return in->mod == 3 ? CLS_FROM_SREG : CLS_STEP;
 		case 0xc2:
 		case 0xc3:
 			return CLS_RET;
