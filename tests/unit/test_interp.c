@@ -1,4 +1,5 @@
-/* The reference accelerator through its contract: exits, events, state from exit handlers, and its TLB's flush rules. */
+/* The reference accelerator through its contract: exits, events, state from exit handlers, and its TLB's flush rules.
+ */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -91,7 +92,8 @@ static int setup(void **state)
 	r->pending = -1;
 	assert_int_equal(ram_create(&r->ram, 2 << 20, &err), 0);
 	x86_cpuid_build(&r->cpuid, &(struct x86_cpuid_policy){.ncpus = 1});
-	assert_int_equal(accel_interp.vm_create(&r->vm, &(struct accel_vm_config){.ram = &r->ram, .ncpus = 1}, &err), 0);
+	assert_int_equal(accel_interp.vm_create(&r->vm, &(struct accel_vm_config){.ram = &r->ram, .ncpus = 1}, &err),
+			 0);
 	struct accel_vcpu_config config = {
 		.exit = on_exit, .opaque = r, .cpuid = &r->cpuid, .irq = {irq_pending, irq_ack, r}};
 	assert_int_equal(accel_interp.vcpu_create(&r->cpu, r->vm, &config, &err), 0);
@@ -123,7 +125,8 @@ static uint64_t gpr(struct rig *r, int n)
 static void test_exits(void **state)
 {
 	struct rig *r = *state;
-	/* in al, 0x60; mov bx, ax; mov ax, 0xf000; mov ds, ax; mov cx, [0]: RAM is 2 MiB, so 0xf0000 is RAM; out 0xf4, al */
+	/* in al, 0x60; mov bx, ax; mov ax, 0xf000; mov ds, ax; mov cx, [0]: RAM is 2 MiB, so 0xf0000 is RAM; out 0xf4,
+	 * al */
 	static const char prog[] = "\xe4\x60\x89\xc3\xb8\x00\xf0\x8e\xd8\x8b\x0e\x00\x00\xb0\x05\xe6\xf4\xf4";
 	code(r, CODE, prog, sizeof(prog) - 1);
 	ram_write(&r->ram, 0xf0000, "\x77\x66", 2);

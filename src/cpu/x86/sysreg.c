@@ -130,8 +130,8 @@ int emu_set_cr4(struct emu *e, uint64_t v)
 		return gp(e);
 	if ((changed & v & CR4_PCIDE) && (!x86_long_mode(s) || (s->cr3 & 0xfff)))
 		return gp(e);
-	if ((changed & (CR4_PAE | CR4_PSE | CR4_PGE | CR4_SMEP)) && (s->cr0 & CR0_PG) && !x86_long_mode(s) && (v & CR4_PAE) &&
-	    mmu_check_pdptes(s, &e->mem, s->cr3))
+	if ((changed & (CR4_PAE | CR4_PSE | CR4_PGE | CR4_SMEP)) && (s->cr0 & CR0_PG) && !x86_long_mode(s) &&
+	    (v & CR4_PAE) && mmu_check_pdptes(s, &e->mem, s->cr3))
 		return gp(e);
 	s->cr4 = v;
 	if (changed & (CR4_PAE | CR4_PSE | CR4_PGE | CR4_SMEP | CR4_PCIDE))
