@@ -341,8 +341,15 @@ void dbt_code_written(struct dbt_vm *vm, struct dbt_vcpu *self, uint64_t gpa, ui
 			uint64_t from = at > gpa ? at : gpa, to = at + PAGE_SIZE < gpa + len ? at + PAGE_SIZE : gpa + len;
 			unsigned l0 = (unsigned)((from - at) / 64), l1 = (unsigned)((to - 1 - at) / 64);
 			uint64_t mask = (l1 == 63 ? ~0ull : (1ull << (l1 + 1)) - 1) & ~((1ull << l0) - 1);
-			if (pc->lines & mask)
+			/* A page that is written beside its code again and again has become data: dropping its blocks makes its stores
+			 * fast. If it does turn out to be both, the next drop takes twice as many. */
+			bool data = ++pc->near_misses >= 32u << pc->drops;
+			if (pc->lines & mask || data) {
+				if (data && pc->drops < 16)
+					pc->drops++;
+				pc->near_misses = 0;
 				dbt_page_invalidate(vm, (uint64_t)page);
+			}
 		}
 		pthread_mutex_unlock(&vm->lock);
 	}

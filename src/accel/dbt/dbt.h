@@ -93,7 +93,7 @@ struct jump_cache {
 	uint32_t at; /* RX of the block's token check */
 };
 
-#define TOKEN_SLOTS 4096
+#define TOKEN_SLOTS 16384 /* half for user pages: the pages of a kernel's text do not share slots */
 #define ICACHE_SIZE 65536
 
 /* Why translated code came back to the dispatcher. */
@@ -230,6 +230,8 @@ struct view {
 struct page_code {
 	uint32_t tbs, views; /* lists */
 	uint64_t lines;	     /* 64-byte lines that blocks depend on */
+	uint32_t near_misses; /* stores beside those lines, each by the slow path */
+	uint8_t drops;	     /* how often that made us give the blocks up */
 };
 
 #define TB_HASH_BITS 16
