@@ -172,7 +172,9 @@ uint32_t dbt_view_get(struct dbt_vm *vm, uint64_t va, uint64_t pa, uint32_t mode
 	if (!pc)
 		return 0;
 	uint32_t i = vm->nview++;
+	unsigned group = dbt_token_group(va);
 	vm->view[i] = (struct view){ .va = va, .pa = pa, .mode = mode, .token = vm->next_token++,
+				     .slot = group * TOKEN_WAYS + vm->next_way[group]++ % TOKEN_WAYS,
 				     .hash_next = vm->view_hash[h], .page_next = pc->views };
 	vm->view_hash[h] = i;
 	pc->views = i;
@@ -235,7 +237,7 @@ void dbt_page_invalidate(struct dbt_vm *vm, uint64_t page)
 	for (uint32_t i = pc->views; i; i = vm->view[i].page_next) {
 		struct view *w = &vm->view[i];
 		w->dead = true;
-		unsigned slot = dbt_token_slot(w->va, w->mode);
+		unsigned slot = w->slot;
 		for (unsigned n = 0; n < vm->ncpus; n++)
 			if (vm->vcpu[n]) {
 				uint32_t expect = w->token;

@@ -373,12 +373,12 @@ static int64_t find_block(struct dbt_vcpu *v, uint32_t mode, int *stop)
 			return 0;
 	}
 	const struct view *w = &vm->view[vm->tb[tb].view];
-	dbt_token_set(v, w->va, w->mode, w->token, global);
+	dbt_token_set(v, w, global);
 	if (vm->tb[tb].cross) {
 		if (dbt_itlb(v, (pc & PAGE_MASK) + PAGE_SIZE, &phys2, &global2, &error) < 0)
 			return 0;
 		w = &vm->view[vm->tb[tb].view2];
-		dbt_token_set(v, w->va, w->mode, w->token, global2);
+		dbt_token_set(v, w, global2);
 	}
 	return tb;
 }

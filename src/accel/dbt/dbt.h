@@ -93,7 +93,10 @@ struct jump_cache {
 	uint32_t at; /* RX of the block's token check */
 };
 
-#define TOKEN_SLOTS 16384 /* half for user pages: the pages of a kernel's text do not share slots */
+/* Token slots are 4-way groups, chosen by the virtual page; each view has a slot of its own as long as its group is not over-full. */
+#define TOKEN_WAYS 4
+#define TOKEN_GROUPS 4096
+#define TOKEN_SLOTS (TOKEN_GROUPS * TOKEN_WAYS)
 #define ICACHE_SIZE 65536
 
 /* Why translated code came back to the dispatcher. */
@@ -107,6 +110,7 @@ enum dbt_exit {
 };
 
 struct dbt_vm;
+struct view;
 
 struct dbt_vcpu {
 	struct x86_state s; /* offset 0; gprs 8-11 and 15 are live here while translated code runs */
@@ -221,7 +225,7 @@ struct link {
 struct view {
 	uint64_t va, pa;
 	uint32_t mode;
-	uint32_t token;
+	uint32_t token, slot;
 	uint32_t hash_next, page_next;
 	bool dead;
 };
@@ -274,6 +278,7 @@ struct dbt_vm {
 	_Atomic uint32_t tb_hash[1 << TB_HASH_BITS];
 	uint32_t view_hash[1 << VIEW_HASH_BITS];
 	uint32_t next_token;
+	uint8_t next_way[TOKEN_GROUPS];
 	struct page_code **page_code; /* by RAM page index */
 	_Atomic uint8_t *page_state;  /* by RAM page index */
 	uint64_t npages;
@@ -329,11 +334,10 @@ void dbt_stack_window_drop(struct dbt_vcpu *v);
 /* Physical address of the instruction at gva. 0, or -1 with *error the page-fault code. */
 int dbt_itlb(struct dbt_vcpu *v, uint64_t gva, uint64_t *gpa, bool *global, uint32_t *error);
 /* Remember that this mapping was checked: the caller has just had it from dbt_itlb. */
-void dbt_token_set(struct dbt_vcpu *v, uint64_t va, uint32_t mode, uint32_t token, bool global);
-static inline unsigned dbt_token_slot(uint64_t va, uint32_t mode)
+void dbt_token_set(struct dbt_vcpu *v, const struct view *w, bool global);
+static inline unsigned dbt_token_group(uint64_t va)
 {
-	unsigned h = (unsigned)((va >> 12) ^ (va >> 23)) & (TOKEN_SLOTS / 2 - 1);
-	return mode & MODE_USER ? h + TOKEN_SLOTS / 2 : h;
+	return (uint32_t)((uint32_t)(va >> 12) * 0x9e3779b1u) >> 20;
 }
 /* The emulator's translate op. */
 int dbt_emu_translate(void *opaque, uint64_t gva, enum mmu_access access, bool user, struct emu_page *out,

@@ -1063,10 +1063,10 @@ static void gen_entry(struct gen *g, struct tb *t)
 	struct code *c = &g->c;
 	struct dbt_vm *vm = g->vm;
 	const struct view *w = &vm->view[t->view];
-	struct mem slot = mem_gs(OFF(token) + 4 * dbt_token_slot(w->va, w->mode));
+	struct mem slot = mem_gs(OFF(token) + 4 * w->slot);
 	uint8_t *bad, *bad2 = NULL, *polled;
 	const struct view *w2 = &vm->view[t->view2];
-	struct mem slot2 = mem_gs(OFF(token) + 4 * dbt_token_slot(w2->va, w2->mode));
+	struct mem slot2 = mem_gs(OFF(token) + 4 * w2->slot);
 	e_align(c, 16, 0);
 	t->checked = code_rx(c);
 	if (!t->flags_live) {
