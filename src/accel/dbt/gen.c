@@ -14,6 +14,7 @@ enum cold_kind { COLD_SINGLE, COLD_GROUP, COLD_STACK, COLD_LINK, COLD_EXIT_PC };
 struct cold {
 	enum cold_kind kind;
 	uint8_t *from[2];  /* rel32s to patch to it, or NULL */
+	uint8_t *from2;    /* entry only: second token check */
 	uint32_t retry;	   /* RX */
 	unsigned insn;	   /* index */
 	unsigned check;	   /* COLD_GROUP, COLD_STACK */
@@ -543,6 +544,10 @@ static void gen_pop(struct gen *g, unsigned i)
 	struct code *c = &g->c;
 	int reg = opcode_gpr(&g->b->insn[i].in);
 	struct mem op = pop_operand(g, i);
+	if (reg == RSP) {
+		e_load(c, GSP, op);
+		return;
+	}
 	if (is_slot(reg)) {
 		e_load(c, T1, op);
 		e_store(c, mem_gs(OFF_GPR(reg)), T1);
@@ -779,11 +784,90 @@ static void gen_from_sreg(struct gen *g, unsigned i)
 		gen_step(g, i);
 		return;
 	}
-	int dst = is_slot(in->rm) ? T1 : host_reg(in->rm);
+	int dst = is_slot(in->rm) || in->opsize == 2 ? T1 : host_reg(in->rm);
 	e_op_mem(c, 0, 0xb70f, dst,
 		 mem_gs((uint32_t)(OFF(s.seg) + (in->reg & 7u) * sizeof(struct x86_seg) + offsetof(struct x86_seg, sel))));
+	if (in->opsize == 2) { /* the upper part stays */
+		e8(c, 0x66);
+		if (is_slot(in->rm))
+			e_op_mem(c, 0, 0x89, T1, mem_gs(OFF_GPR(in->rm)));
+		else
+			e_op_reg(c, 0, 0x89, T1, host_reg(in->rm));
+		return;
+	}
 	if (dst == T1)
 		e_store(c, mem_gs(OFF_GPR(in->rm)), T1);
+}
+
+static uint32_t base_off(unsigned seg)
+{
+	return (uint32_t)(OFF(s.seg) + seg * sizeof(struct x86_seg) + offsetof(struct x86_seg, base));
+}
+
+/* A general register from a slot of the vCPU. */
+static void gen_read_slot(struct gen *g, int gpr, bool w, uint32_t off)
+{
+	int dst = is_slot(gpr) ? T1 : host_reg(gpr);
+	e_op_mem(&g->c, w, 0x8b, dst, mem_gs(off));
+	if (dst == T1)
+		e_store(&g->c, mem_gs(OFF_GPR(gpr)), T1);
+}
+
+static void gen_read_cr(struct gen *g, unsigned i)
+{
+	static const uint32_t off[5] = { OFF(s.cr0), 0, OFF(s.cr2), OFF(s.cr3), OFF(s.cr4) };
+	const struct x86_insn *in = &g->b->insn[i].in;
+	gen_read_slot(g, in->rm, true, off[in->reg]);
+}
+
+static void gen_cld(struct gen *g)
+{
+	struct code *c = &g->c;
+	e_load(c, T1, mem_gs(OFF(s.rflags)));
+	e_pxxx_gs(c, 2, T1, T1, OFF(pext_no_df));
+	e_pxxx_gs(c, 3, T1, T1, OFF(pext_no_df));
+	e_store(c, mem_gs(OFF(s.rflags)), T1);
+}
+
+/* Call a helper with T1 = value of a register (zero-extended from 32 bits if not `w`), T2 = pc. */
+static void gen_call_reg(struct gen *g, uint32_t stub, int gpr, bool w, uint64_t pc)
+{
+	struct code *c = &g->c;
+	e_op_reg(c, w, 0x8b, T1, e_guest_reg(g, gpr, T1));
+	e_mov_imm(c, T2, pc);
+	e_call(c, stub);
+}
+
+static void gen_cpuid(struct gen *g, unsigned i)
+{
+	struct code *c = &g->c;
+	e_mov_imm(c, T2, g->b->insn[i].pc);
+	e_call(c, g->vm->stub.cpuid);
+	e_load32(c, H_RBX, mem_gs(OFF(save_flags)));
+}
+
+/* Call a helper with T1 = linear address of the memory operand, T2 = pc. */
+static void gen_call_address(struct gen *g, unsigned i, uint32_t stub, uint64_t pc)
+{
+	e_insn_address(g, &g->b->insn[i]);
+	e_mov_imm(&g->c, T2, pc);
+	e_call(&g->c, stub);
+}
+
+static void gen_xstate(struct gen *g, unsigned i)
+{
+	const struct block_insn *bi = &g->b->insn[i];
+	unsigned k = bi->in.mnemonic == ZYDIS_MNEMONIC_XSAVE64 ? 0 : bi->in.mnemonic == ZYDIS_MNEMONIC_XSAVEC64 ? 1
+		   : bi->in.mnemonic == ZYDIS_MNEMONIC_XSAVEOPT64 ? 2 : 3;
+	gen_call_address(g, i, g->vm->stub.xstate[k], bi->pc);
+}
+
+static void gen_popf(struct gen *g, unsigned i)
+{
+	struct code *c = &g->c;
+	e_mov_imm(c, T1, g->b->insn[i].next);
+	e_mov_imm(c, T2, g->b->insn[i].pc);
+	e_call(c, g->vm->stub.popf);
 }
 
 static void gen_string(struct gen *g, unsigned i)
@@ -853,6 +937,34 @@ static void gen_insn(struct gen *g, unsigned i)
 		break;
 	case CLS_FROM_SREG:
 		gen_from_sreg(g, i);
+		break;
+	case CLS_CLD:
+		gen_cld(g);
+		break;
+	case CLS_POPF:
+		gen_popf(g, i);
+		break;
+	case CLS_READ_CR:
+		gen_read_cr(g, i);
+		break;
+	case CLS_READ_BASE:
+		gen_read_slot(g, bi->in.rm, bi->in.opsize == 8, base_off(bi->in.mnemonic == ZYDIS_MNEMONIC_RDFSBASE ? SREG_FS : SREG_GS));
+		break;
+	case CLS_WRITE_BASE:
+		gen_call_reg(g, g->vm->stub.write_base[bi->in.mnemonic == ZYDIS_MNEMONIC_WRGSBASE], bi->in.rm, bi->in.opsize == 8, bi->pc);
+		break;
+	case CLS_CPUID:
+		gen_cpuid(g, i);
+		break;
+	case CLS_XSTATE:
+		gen_xstate(g, i);
+		break;
+	case CLS_WRITE_CR3:
+		e_mov_mem_imm32(&g->c, mem_gs(OFF(exit_arg)), bi->in.len);
+		gen_call_reg(g, g->vm->stub.write_cr3, bi->in.rm, true, bi->next);
+		break;
+	case CLS_INVLPG:
+		gen_call_address(g, i, g->vm->stub.invlpg, bi->next);
 		break;
 	case CLS_JCC:
 		e_link(g, 0, bi->in.opcode & 15, branch_target(bi), mode, bi->pc, i);
@@ -951,14 +1063,21 @@ static void gen_entry(struct gen *g, struct tb *t)
 	struct code *c = &g->c;
 	struct dbt_vm *vm = g->vm;
 	const struct view *w = &vm->view[t->view];
-	struct mem slot = mem_gs(OFF(token) + 4 * dbt_token_slot(w->va, w->mode));
-	uint8_t *bad, *polled;
+	struct mem slot = mem_gs(OFF(token) + 4 * w->slot);
+	uint8_t *bad, *bad2 = NULL, *polled;
+	const struct view *w2 = &vm->view[t->view2];
+	struct mem slot2 = mem_gs(OFF(token) + 4 * w2->slot);
 	e_align(c, 16, 0);
 	t->checked = code_rx(c);
 	if (!t->flags_live) {
 		e_op_mem(c, 0, 0x81, 7, slot); /* cmp dword [slot], token */
 		e32(c, w->token);
 		bad = e_jcc_fwd(c, CC_NE);
+		if (t->cross) {
+			e_op_mem(c, 0, 0x81, 7, slot2);
+			e32(c, w2->token);
+			bad2 = e_jcc_fwd(c, CC_NE);
+		}
 		t->poll = code_rx(c);
 		e_op_mem(c, 0, 0x80, 7, mem_gs(OFF(exit_req))); /* cmp byte [exit_req], 0 */
 		e8(c, 0);
@@ -971,6 +1090,14 @@ static void gen_entry(struct gen *g, struct tb *t)
 		e_mov_rr(c, H_RCX, T2);
 		bad = e_jmp_fwd(c);
 		e_patch8(c, ok);
+		if (t->cross) {
+			e_load32(c, H_RCX, slot2);
+			e_op_mem(c, 0, 0x8d, H_RCX, mem_b(H_RCX, (int32_t)-w2->token));
+			ok = e_j8_fwd(c, OP_JRCXZ);
+			e_mov_rr(c, H_RCX, T2);
+			bad2 = e_jmp_fwd(c);
+			e_patch8(c, ok);
+		}
 		e_mov_rr(c, H_RCX, T2);
 		t->poll = code_rx(c);
 		e_mov_rr(c, T2, H_RCX);
@@ -984,6 +1111,7 @@ static void gen_entry(struct gen *g, struct tb *t)
 	/* Their cold ends come right here, jumped over by nobody: before the body would cost a jump, so they go after it. */
 	g->cold[0].from[0] = bad;
 	g->cold[0].from[1] = polled;
+	g->cold[0].from2 = bad2;
 	t->body = code_rx(c);
 }
 
@@ -991,6 +1119,8 @@ static void gen_entry_cold(struct gen *g)
 {
 	struct code *c = &g->c;
 	e_patch32(c, g->cold[0].from[0]);
+	if (g->cold[0].from2)
+		e_patch32(c, g->cold[0].from2);
 	e_mov_mem_imm32(c, mem_gs(OFF(exit_arg)), g->tb);
 	e_jmp(c, g->vm->stub.token);
 	e_patch32(c, g->cold[0].from[1]);

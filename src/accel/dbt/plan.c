@@ -24,8 +24,9 @@ static bool rsp_change(const struct block_insn *g, int64_t *delta)
 		*delta = -8;
 		return true;
 	case CLS_POP:
+	case CLS_POPF:
 		*delta = 8;
-		return true;
+		return opcode_gpr(&g->in) != RSP || g->cls == CLS_POPF;
 	case CLS_LEAVE:
 		return false;
 	default:
@@ -96,7 +97,7 @@ static bool same_address(const struct block_insn *a, const struct block_insn *b)
 /* Does instruction g change the value of an address with these registers and segment? */
 static bool changes(const struct block_insn *g, uint16_t regs, uint8_t seg)
 {
-	return (g->in.gpr_written & regs) || (seg == SREG_GS && g->cls == CLS_SWAPGS);
+	return (g->in.gpr_written & regs) || ((seg == SREG_GS || seg == SREG_FS) && (g->cls == CLS_SWAPGS || g->cls == CLS_WRITE_BASE));
 }
 
 static void add_check(struct block *b, struct check c)

@@ -117,8 +117,8 @@ void dbt_tlb_flush(struct dbt_vcpu *v, enum emu_flush kind, uint64_t gva, uint16
 		} else {
 			flush_page(v, page, pcid);
 		}
-		v->token[dbt_token_slot(page, 0)] = 0;
-		v->token[dbt_token_slot(page, MODE_USER)] = 0;
+		for (unsigned w = 0; w < TOKEN_WAYS; w++)
+			v->token[dbt_token_group(page) * TOKEN_WAYS + w] = 0;
 		if (v->large_map[LARGE_BIT(gva) / 64] >> (LARGE_BIT(gva) % 64) & 1)
 			clear_tokens(v);
 		v->shadow_reset[0] = v->shadow_reset[1] = true;
@@ -297,19 +297,21 @@ int dbt_itlb(struct dbt_vcpu *v, uint64_t gva, uint64_t *gpa, bool *global, uint
 	return 0;
 }
 
-void dbt_token_set(struct dbt_vcpu *v, uint64_t va, uint32_t mode, uint32_t token, bool global)
+void dbt_token_set(struct dbt_vcpu *v, const struct view *w, bool global)
 {
-	unsigned slot = dbt_token_slot(va, mode);
-	if (v->token[slot] == token)
+	unsigned slot = w->slot;
+	if (v->token[slot] == w->token)
 		return;
-	v->token[slot] = token;
+	v->token[slot] = w->token;
 	if (global)
 		return;
-	if (!(mode & MODE_USER))
+	if (!(w->mode & MODE_USER))
 		v->super_local = true;
 	if (v->token_count == TOKEN_SLOTS) {
+		bool super_local = v->super_local;
 		clear_tokens(v);
-		v->token[slot] = token;
+		v->super_local = super_local;
+		v->token[slot] = w->token;
 	}
 	v->token_list[v->token_count++] = (uint16_t)slot;
 }
