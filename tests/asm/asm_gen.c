@@ -255,7 +255,7 @@ bool asm_gen_assemble(const struct asm_gen *g, struct asm_program *out)
 	*out = g->start;
 	out->native = g->start.user && asm_base_native(g->start.base);
 	out->len = item_offsets(g, at) - g->start.start;
-	if (out->len > ASM_PROGRAM_MAX)
+	if (out->len > ASM_PROGRAM_MAX - 16)
 		return false;
 	for (unsigned i = 0; i < g->n; i++) {
 		const struct asm_item *it = &g->item[i];
@@ -270,6 +270,9 @@ bool asm_gen_assemble(const struct asm_gen *g, struct asm_program *out)
 			return false;
 		memcpy(p + it->fix_off, &rel, it->fix_size);
 	}
+	/* Whoever falls off the end halts. */
+	memset(out->code + out->len, 0xf4, 16);
+	out->len += 16;
 	if (out->native && hides_syscall(out->code, out->len))
 		return false;
 	return true;
@@ -298,6 +301,55 @@ uint16_t asm_gen_undefined(const struct asm_gen *g, uint64_t rip)
 	for (unsigned i = 0; i < g->n; i++)
 		all |= item_undefined(&g->item[i], undef[i], ASM_ITEM_BYTES, &bad);
 	return all;
+}
+
+/* Flags read from item i's byte `from` on, of those not yet overwritten. */
+static uint16_t live_from(const struct asm_gen *g, unsigned i, unsigned from, uint16_t open, uint16_t seen[ASM_ITEMS])
+{
+	uint16_t live = 0;
+
+	while (open) {
+		if (i >= g->n)
+			return live | open;
+		const struct asm_item *it = &g->item[i];
+		if (!from) {
+			if (!(open & ~seen[i]))
+				return live;
+			seen[i] |= open;
+		}
+		for (unsigned at = from; at < it->len;) {
+			struct x86_insn in;
+			ZydisDecodedInstruction zi;
+			if (!decode(it->bytes + at, it->len - at, &in, &zi))
+				return live | open;
+			live |= in.flags_read & open;
+			if (in.mnemonic == ZYDIS_MNEMONIC_PUSHFQ || in.mnemonic == ZYDIS_MNEMONIC_PUSHF || in.mnemonic == ZYDIS_MNEMONIC_HLT)
+				live |= open;
+			open &= (uint16_t)~in.flags_killed;
+			at += in.len;
+		}
+		from = 0;
+		if (it->flow == FLOW_RET || it->flow == FLOW_END)
+			return live | open;
+		if (it->flow != FLOW_NEXT)
+			live |= live_from(g, it->target >= 0 ? (unsigned)it->target : g->n, 0, open, seen);
+		if (it->flow == FLOW_JUMP || it->flow == FLOW_CALL)
+			return live;
+		i++;
+	}
+	return live;
+}
+
+uint16_t asm_gen_dead(const struct asm_gen *g, uint64_t rip)
+{
+	uint32_t at[ASM_ITEMS + 1];
+	uint16_t seen[ASM_ITEMS] = { 0 };
+
+	item_offsets(g, at);
+	for (unsigned i = 0; i < g->n; i++)
+		if (rip >= at[i] && rip < at[i + 1])
+			return (uint16_t)(FL_STATUS & ~live_from(g, i, (unsigned)(rip - at[i]), FL_STATUS, seen));
+	return 0;
 }
 
 void asm_gen_drop(struct asm_gen *g, unsigned i)
@@ -1088,8 +1140,6 @@ static void random_state(struct asm_gen *g, unsigned features)
 				v = base + ASM_DATA + 0x1000 - below(g, 128);
 			else if (odd == 3)
 				v = below(g, 2) ? 0x7ffffffffff0 + below(g, 32) : 0;
-			else if (odd == 4)
-				v = base + ASM_CODE + below(g, 0xffff);
 			else if (odd < 8)
 				v = base + ASM_DATA + 0x4000 + below(g, 0x3000);
 		} else if (g->indexes >> r & 1) {

@@ -59,6 +59,9 @@ bool asm_gen_valid(const struct asm_gen *g);
 bool asm_gen_assemble(const struct asm_gen *g, struct asm_program *out);
 /* Status flags that are undefined before the instruction at `rip` (offset from the base). */
 uint16_t asm_gen_undefined(const struct asm_gen *g, uint64_t rip);
+/* Status flags that the code from `rip` on overwrites before it reads them, on every path. The translator gives no promise about
+ * those in an exception frame: whoever returns to the instruction does not see them. */
+uint16_t asm_gen_dead(const struct asm_gen *g, uint64_t rip);
 /* Without item i. */
 void asm_gen_drop(struct asm_gen *g, unsigned i);
 /* As text: registers, disassembly. */

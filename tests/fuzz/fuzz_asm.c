@@ -37,9 +37,13 @@ int main(int argc, char **argv)
 			fprintf(stderr, "\rfuzz-asm: %llu programs, %u findings ", (unsigned long long)diff.programs, bad);
 		}
 	}
-	printf("fuzz-asm: %llu programs (%llu ended in faults, %llu not at all, %llu also native), seed %llu, %u findings\n",
-	       (unsigned long long)diff.programs, (unsigned long long)diff.faults, (unsigned long long)diff.timeouts,
-	       (unsigned long long)diff.natives, (unsigned long long)seed, bad);
+	printf("fuzz-asm: %llu programs (%llu also native, %llu without end), seed %llu, %u findings\nfuzz-asm: ended by vector:",
+	       (unsigned long long)diff.programs, (unsigned long long)diff.natives, (unsigned long long)diff.timeouts,
+	       (unsigned long long)seed, bad);
+	for (unsigned i = 0; i < 32; i++)
+		if (diff.faults[i])
+			printf(" %u: %llu", i, (unsigned long long)diff.faults[i]);
+	printf("\n");
 	asm_diff_close(&diff);
 	return bad != 0;
 }
