@@ -424,6 +424,12 @@ static void decode_flags(const ZydisDecodedInstruction *zi, struct x86_insn *out
 		out->flags_killed = FL_ZF | FL_PF | FL_CF;
 		out->flags_maybe = FL_OF | FL_SF | FL_AF;
 		return;
+	case ZYDIS_MNEMONIC_VTESTPS: /* ZF and CF are the result, the others become 0: the decoder's table has only the result */
+	case ZYDIS_MNEMONIC_VTESTPD:
+	case ZYDIS_MNEMONIC_PTEST:
+	case ZYDIS_MNEMONIC_VPTEST:
+		out->flags_killed = FL_STATUS;
+		return;
 	case ZYDIS_MNEMONIC_MOV: /* CR and DR forms: undefined by the manual, unchanged in practice */
 		out->flags_maybe = written;
 		return;
