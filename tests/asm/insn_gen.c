@@ -353,6 +353,8 @@ static unsigned legacy(struct insn_gen *g, uint8_t *buf, uint8_t prefix, unsigne
 	bool mmx_free = fpu && one_in(g, 2);
 	unsigned rex = rex_bits(g, &a, reg) | (one_in(g, 3) ? 8 : 0);
 
+	if (map == MAP_0F && (opcode == 0x38 || opcode == 0x3a)) /* escapes to the other maps */
+		return 0;
 	if (mmx_free) { /* more instructions without REX */
 		reg &= 7;
 		rex &= a.mem ? 3 : 0;
