@@ -12,6 +12,7 @@
 #ifndef TRAPLINE_CHARDEV_CHARDEV_H
 #define TRAPLINE_CHARDEV_CHARDEV_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -23,6 +24,7 @@ struct chardev_config {
 	struct loop *loop;
 	void (*quit)(void *opaque); /* the user asked to end the VM (Ctrl-A x); device lock held */
 	void *opaque;
+	bool append; /* keep what "file:PATH" holds already: the machine reboots */
 };
 
 /* The device in front. Any of the functions may be NULL. */

@@ -2,7 +2,8 @@
  * Intel 8042 keyboard controller, ports 0x60 and 0x64, with nothing plugged into either of its ports.
  *
  * It answers every controller command at once, says "timeout" for what is sent to the missing keyboard and mouse, so
- * that a guest's probe ends quickly, and carries the two lines that PCs hang on it: reset and A20.
+ * that a guest's probe ends quickly, and carries the two lines that PCs hang on it: reset and A20 (also by their fast
+ * way, port 0x92). A20 is only remembered: no guest of today wants it off.
  * Owner: the machine; threads as in device/pit.h.
  */
 #ifndef TRAPLINE_DEVICE_I8042_H

@@ -27,7 +27,7 @@
 
 /* SLP_TYP values (ICH9 13.8.3.3), for the DSDT's _S5 package. */
 #define PM_SLP_TYP_S0 0
-#define PM_SLP_TYP_S5 7
+#define PM_SLP_TYP_S5 7 /* 6 (S4) powers off as well */
 
 struct pm;
 struct error;

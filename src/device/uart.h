@@ -13,7 +13,6 @@
 
 #include "vm/bus.h"
 #include "vm/irq.h"
-#include "vm/loop.h"
 
 #define UART_COM1_BASE 0x3f8
 #define UART_COM1_IRQ 4
@@ -24,7 +23,6 @@ struct error;
 
 struct uart_config {
 	struct bus *pio;
-	struct loop *loop;
 	uint16_t base;
 	struct irq_line irq;
 	struct chardev *chardev; /* NULL: nobody at the other end */

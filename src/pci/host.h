@@ -43,7 +43,7 @@ struct pci_host;
 struct pci_host_config {
 	struct bus *pio, *mmio;
 	struct pci_msi_sink msi;
-	struct irq_line pirq[PCI_PIRQS]; /* GSI 16..23, level, active high */
+	struct irq_line pirq[PCI_PIRQS]; /* GSI 16..23, level; 1 is asserted, whatever polarity the ACPI tables say */
 	struct irq_line isa[16];	 /* PIC inputs that PIRQs can be routed to */
 	uint16_t pm_base;		 /* what PMBASE says at power-on */
 	void (*pm_move)(void *opaque, uint16_t base, bool enabled); /* PMBASE or ACPI_CNTL was written; may be NULL */

@@ -78,9 +78,9 @@ struct pci_device {
 	struct pci_bar bar[PCI_BARS];
 	uint8_t next_cap, last_cap; /* where the next capability goes; the one to link it from */
 	uint8_t msi_cap, msix_cap;  /* offsets in config, 0: none */
-	uint32_t msi_pending;
 	struct pci_msix *msix;
-	bool intx_level, intx_driven;
+	bool intx_level, intx_driven; /* what the device wants, what the line shows */
+	uint8_t reset_config[PCI_CONFIG_SIZE];
 	/* Optional hooks, set by the device. config_read runs before bytes are taken from config[]. */
 	void (*config_read)(struct pci_device *dev, unsigned offset, unsigned size);
 	void (*config_written)(struct pci_device *dev, unsigned offset, unsigned size);
@@ -90,7 +90,7 @@ struct pci_device {
 struct pci_bus {
 	struct bus *pio, *mmio;
 	struct pci_msi_sink msi;
-	void (*set_intx)(void *opaque, unsigned slot, unsigned pin, int level); /* pin 0..3 = INTA..INTD */
+	void (*set_intx)(void *opaque, uint8_t devfn, unsigned pin, int level); /* pin 0..3 = INTA..INTD */
 	void *opaque;
 	struct pci_device *device[256];
 };
@@ -117,13 +117,14 @@ int pci_add_capability(struct pci_device *dev, uint8_t id, unsigned size);
 /* MSI with up to `vectors` (1, 2, 4, .. 32) messages, 64-bit address, per-vector masks. 0 or -ENOSPC. */
 int pci_add_msi(struct pci_device *dev, unsigned vectors);
 
-/* MSI-X with `vectors` (1..2048) in a memory BAR of its own: the table first, the pending bits in the second half. */
+/* MSI-X with `vectors` (1..2048) in a 32-bit memory BAR of its own: the table first, the pending bits in the second
+ * half. 0, -EINVAL, -ENOSPC, -ENOMEM. */
 int pci_add_msix(struct pci_device *dev, unsigned bar, unsigned vectors);
 
 /* Use INTx pin 1..4 (INTA..INTD). */
 void pci_set_interrupt_pin(struct pci_device *dev, unsigned pin);
 
-/* Put it on the bus. -EEXIST if the slot is taken. `dev` must stay where it is until pci_detach. */
+/* Put it on the bus; its header as it is now is what pci_reset goes back to. -EEXIST if the slot is taken. `dev` must stay where it is until pci_detach. */
 int pci_attach(struct pci_bus *bus, struct pci_device *dev, uint8_t devfn, struct error *err);
 
 /* Unmap its BARs, lower its line, take it off the bus, free the core's state of it. Also for one never attached. */

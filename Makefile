@@ -1,0 +1,54 @@
+# The front door. `make run` and `make test` do everything on a fresh Debian 12; meson and ninja do the building.
+#
+#   make          build build/trapline (installs what is missing, after saying so)
+#   make run      boot the demo guest: a shell on a terminal, a short report without one
+#   make test     every test; ends in "N passed, N failed, N skipped"
+#   make bench    native, Trapline and QEMU TCG side by side; writes bench/RESULTS.md
+#   make fuzz     the fuzzers, FUZZ_SECONDS each (default 60)
+#   make asan     make test with address and undefined-behaviour sanitizers
+#   make install  install under PREFIX (default /usr/local), DESTDIR honoured
+#
+# Knobs of `make run`: ACCEL, CPUS, MEMORY, APPEND (added to the kernel command line), FLAVOUR (cloud or amd64).
+# Knobs of `make test`: TESTS (pytest -k), TRAPLINE_TEST_ACCELS; of `make bench`: BENCH (arguments for bench/run.py).
+
+BUILD ?= build
+PREFIX ?= /usr/local
+FUZZ_SECONDS ?= 60
+ACCEL ?= auto
+CPUS ?= 1
+MEMORY ?= 512M
+FLAVOUR ?= cloud
+export ACCEL CPUS MEMORY APPEND FLAVOUR BUILD FUZZ_SECONDS
+
+all: build
+
+build:
+	@scripts/build.sh $(BUILD)
+
+run: build
+	@scripts/run.sh
+
+test: build
+	@scripts/deps.sh test
+	@/usr/bin/python3 scripts/test.py --build $(BUILD) $(if $(TESTS),-k "$(TESTS)")
+
+bench: build
+	@scripts/deps.sh bench
+	@/usr/bin/python3 bench/run.py --build $(BUILD) $(BENCH)
+
+fuzz: build
+	@scripts/fuzz.sh $(BUILD) $(FUZZ_SECONDS)
+
+asan:
+	@scripts/build.sh build-asan -Db_sanitize=address,undefined -Db_lundef=false
+	@scripts/deps.sh test
+	@/usr/bin/python3 scripts/test.py --build build-asan $(if $(TESTS),-k "$(TESTS)")
+
+install: build
+	@meson configure $(BUILD) -Dprefix=$(PREFIX)
+	@meson install -C $(BUILD)
+
+clean:
+	rm -rf $(BUILD) build-asan
+
+.PHONY: all build run test bench fuzz asan install clean

@@ -1,0 +1,61 @@
+#!/bin/sh
+# Install the Debian packages that a step needs and that are not there yet, saying which.
+# Usage: scripts/deps.sh build|guest|test|bench
+set -eu
+
+case "${1:-}" in
+build) need="build-essential meson ninja-build pkg-config libzydis-dev libcmocka-dev acpica-tools" ;;
+guest) need="cpio" ;;
+test) need="cpio python3 python3-pytest python3-pexpect" ;;
+bench) need="cpio python3 qemu-system-x86" ;;
+*)
+	echo "usage: scripts/deps.sh build|guest|test|bench" >&2
+	exit 2
+	;;
+esac
+
+if ! command -v dpkg-query >/dev/null; then
+	# Not Debian: say what is needed and let the build find out what is missing.
+	echo "deps: this is not a Debian system; make sure that the equivalents of these are installed: $need" >&2
+	exit 0
+fi
+
+missing=
+for package in $need; do
+	case "$(dpkg-query -W -f='${db:Status-Abbrev}' "$package" 2>/dev/null || true)" in
+	ii*) ;;
+	*) missing="$missing $package" ;;
+	esac
+done
+[ -n "$missing" ] || exit 0
+
+as_root=
+if [ "$(id -u)" != 0 ]; then
+	if ! command -v sudo >/dev/null; then
+		echo "deps: these Debian packages are missing and there is no sudo; run as root: apt-get install$missing" >&2
+		exit 1
+	fi
+	as_root="sudo"
+fi
+
+echo "deps: installing Debian packages:$missing"
+install_missing() {
+	# shellcheck disable=SC2086 # a list of words
+	$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing
+}
+
+# No lists, or lists so old that their packages are gone from the mirror: refresh, then once more.
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+if ! install_missing >"$log" 2>&1; then
+	echo "deps: refreshing the package lists"
+	if ! $as_root apt-get update -qq >>"$log" 2>&1; then
+		# One broken third-party source must not stop us while Debian's own are fine.
+		echo "deps: apt-get update had errors; going on with the lists there are" >&2
+	fi
+	if ! install_missing >"$log" 2>&1; then
+		tail -20 "$log" >&2
+		echo "deps: apt-get could not install:$missing (its last lines are above); install them and run make again" >&2
+		exit 1
+	fi
+fi

@@ -1,0 +1,106 @@
+#!/bin/sh
+# Fetch the demo guest's parts as Debian packages and unpack what we use, all under .cache/guest and without root:
+#   .cache/guest/vmlinuz-cloud   the kernel that linux-image-cloud-amd64 depends on
+#   .cache/guest/vmlinuz-amd64   the kernel that linux-image-amd64 depends on
+#   .cache/guest/busybox         the program of busybox-static
+# Each is a link to a directory named after package and version, so a newer version is fetched once and the old one stays
+# usable offline. Usage: scripts/fetch-guest.sh [cloud] [amd64] [busybox]   (default: cloud busybox)
+set -eu
+cd "$(dirname "$0")/.."
+cache=$PWD/.cache
+guest=$cache/guest
+mkdir -p "$guest"
+[ $# -gt 0 ] || set -- cloud busybox
+
+say() { echo "guest: $*" >&2; }
+die() { say "$*"; exit 1; }
+
+# apt's options: none for the system's lists; later our own lists, which need no root to refresh.
+apt_options=
+own_lists() {
+	mkdir -p "$cache/apt/lists/partial" "$cache/apt/archives/partial"
+	apt_options="-o Dir::State::lists=$cache/apt/lists -o Dir::Cache=$cache/apt -o APT::Sandbox::User=$(id -un)"
+	say "refreshing the Debian package lists in .cache/apt"
+	# shellcheck disable=SC2086
+	apt-get $apt_options update -qq >"$cache/apt/update.log" 2>&1 || true
+}
+
+# The version that apt would install, from the lists alone (no network); empty if the lists do not know it.
+candidate() {
+	# shellcheck disable=SC2086
+	apt-cache $apt_options policy "$1" 2>/dev/null | sed -n 's/^  Candidate: //p' | grep -v '(none)' || true
+}
+
+# The real image package behind a metapackage.
+image_of() {
+	# shellcheck disable=SC2086
+	apt-cache $apt_options depends "$1" 2>/dev/null | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p' | head -1
+}
+
+download() { # package version directory
+	say "downloading $1 $2"
+	rm -rf "$3.tmp"
+	mkdir -p "$3.tmp"
+	# shellcheck disable=SC2086
+	(cd "$3.tmp" && apt-get $apt_options -o APT::Sandbox::User="$(id -un)" download -qq "$1=$2") >"$guest/download.log" 2>&1 ||
+		return 1
+	mv "$3.tmp"/*.deb "$3.tmp/package.deb"
+}
+
+# fetch_from_lists NAME: bring one part into the cache using the lists in force. 0 done, 1 failed.
+fetch_from_lists() {
+	case $1 in
+	cloud | amd64)
+		meta=linux-image-amd64
+		[ "$1" = amd64 ] || meta=linux-image-cloud-amd64
+		package=$(image_of $meta)
+		link=$guest/vmlinuz-$1
+		;;
+	busybox)
+		package=busybox-static
+		link=$guest/busybox
+		;;
+	*) die "unknown part \"$1\"; the parts are cloud, amd64 and busybox" ;;
+	esac
+	[ -n "$package" ] || return 1
+	version=$(candidate "$package")
+	[ -n "$version" ] || return 1
+	dir=$guest/${package}_$(echo "$version" | tr : %)
+	if [ ! -d "$dir" ]; then
+		download "$package" "$version" "$dir" || return 1
+		# Only what the guest needs: a kernel package's modules are 300 MB.
+		dpkg-deb --fsys-tarfile "$dir.tmp/package.deb" |
+			tar -x -C "$dir.tmp" --wildcards './boot/*' './bin/busybox' './usr/bin/busybox' 2>/dev/null || true
+		rm -f "$dir.tmp/package.deb"
+		mv "$dir.tmp" "$dir"
+	fi
+	file=$(find "$dir" -type f \( -name 'vmlinuz-*' -o -name busybox \) | head -1)
+	[ -n "$file" ] || { rm -rf "$dir"; return 1; }
+	# Replaced in one step: a parallel reader sees the old link or the new.
+	ln -sfn "${file#"$guest/"}" "$link.new.$$" && mv -fT "$link.new.$$" "$link"
+}
+
+command -v apt-get >/dev/null || {
+	for part in "$@"; do
+		[ -e "$guest/vmlinuz-$part" ] || [ -e "$guest/$part" ] ||
+			die "no apt-get here; put a kernel at .cache/guest/vmlinuz-cloud and a static busybox at .cache/guest/busybox"
+	done
+	exit 0
+}
+
+# One fetch at a time: two makes share the cache.
+exec 9>"$guest/lock"
+flock 9
+for part in "$@"; do
+	fetch_from_lists "$part" && continue
+	[ -n "$apt_options" ] || own_lists
+	fetch_from_lists "$part" && continue
+	link=$guest/vmlinuz-$part
+	[ "$part" != busybox ] || link=$guest/busybox
+	if [ -e "$link" ]; then
+		say "could not reach a Debian mirror; using the cached $(readlink "$link")"
+		continue
+	fi
+	tail -5 "$cache/apt/update.log" "$guest/download.log" >&2 2>/dev/null || true
+	die "could not download the Debian package for \"$part\"; check the network and /etc/apt/sources.list, then run make again"
+done

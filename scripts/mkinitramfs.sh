@@ -1,0 +1,33 @@
+#!/bin/sh
+# Build the demo guest's initramfs: busybox, /init and (if built) the benchmark program. Needs no root and is
+# reproducible: same inputs, same bytes. Usage: scripts/mkinitramfs.sh BUSYBOX OUTPUT [PROGRAM...]
+# Each PROGRAM goes to /bin. The archive is not compressed: the guest would pay for it at every boot.
+set -eu
+here=$(dirname "$0")
+busybox=$1
+output=$2
+shift 2
+
+root=$(mktemp -d)
+trap 'rm -rf "$root"' EXIT
+mkdir -p "$root/bin" "$root/dev" "$root/proc" "$root/sys" "$root/root" "$root/tmp" "$root/etc"
+install -m 755 "$busybox" "$root/bin/busybox"
+install -m 755 "$here/guest-init" "$root/init"
+# The applets as links, so that nothing is installed at boot.
+for applet in $("$busybox" --list); do
+	[ "$applet" = busybox ] || ln -sf busybox "$root/bin/$applet"
+done
+# busybox's poweroff signals init; ours is a script, so a plain "poweroff" forces.
+rm -f "$root/bin/poweroff" "$root/bin/reboot"
+printf '#!/bin/sh\nexec busybox poweroff -f\n' >"$root/bin/poweroff"
+printf '#!/bin/sh\nexec busybox reboot -f\n' >"$root/bin/reboot"
+chmod 755 "$root/bin/poweroff" "$root/bin/reboot"
+echo 'root::0:0:root:/root:/bin/sh' >"$root/etc/passwd"
+for program in "$@"; do
+	install -m 755 "$program" "$root/bin/$(basename "$program")"
+done
+
+# Sorted names, fixed times, root as owner and renumbered inodes: the bytes depend on the contents alone.
+find "$root" -exec touch -h -d @0 {} +
+(cd "$root" && find . -mindepth 1 | LC_ALL=C sort | cpio --quiet --reproducible -o -H newc --owner 0:0) >"$output.tmp"
+mv "$output.tmp" "$output"

@@ -1,0 +1,357 @@
+#include "cli/options.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "accel/accel.h"
+#include "base/error.h"
+#include "machine/pc.h"
+
+#define OPTIONS_MIN_MEMORY (16ull << 20)
+#define OPTIONS_MIN_CODE_CACHE (64ull << 10)
+#define OPTIONS_MAX_CODE_CACHE (1ull << 30) /* rel32 must reach across it */
+
+int options_parse_size(const char *text, uint64_t *bytes)
+{
+	uint64_t v = 0;
+	const char *p = text;
+	for (; *p >= '0' && *p <= '9'; p++) {
+		if (__builtin_mul_overflow(v, (uint64_t)10, &v) || __builtin_add_overflow(v, (uint64_t)(*p - '0'), &v))
+			return -ERANGE;
+	}
+	if (p == text)
+		return -EINVAL;
+	unsigned shift = 0;
+	switch (*p) {
+	case '\0':
+		break;
+	case 'k':
+	case 'K':
+		shift = 10;
+		break;
+	case 'm':
+	case 'M':
+		shift = 20;
+		break;
+	case 'g':
+	case 'G':
+		shift = 30;
+		break;
+	case 't':
+	case 'T':
+		shift = 40;
+		break;
+	default:
+		return -EINVAL;
+	}
+	if (shift && p[1] != '\0')
+		return -EINVAL;
+	if (v > UINT64_MAX >> shift)
+		return -ERANGE;
+	*bytes = v << shift;
+	return 0;
+}
+
+static int parse_accel(struct run_options *o, const char *value, struct error *err)
+{
+	/* Whether this build has it is asked later, so that "kvm" gets a better answer than "unknown". */
+	static const char *const known[] = { "auto", "kvm", "dbt", "interp" };
+	for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
+		if (!strcmp(value, known[i])) {
+			o->accel = value;
+			return 0;
+		}
+	}
+	return error_set(err, EINVAL, "--accel %s: no such accelerator; choose auto, kvm, dbt or interp", value);
+}
+
+static int parse_kernel(struct run_options *o, const char *value, struct error *err)
+{
+	if (!*value)
+		return error_set(err, EINVAL, "--kernel is empty; give the path of a kernel image");
+	o->kernel = value;
+	return 0;
+}
+
+static int parse_initrd(struct run_options *o, const char *value, struct error *err)
+{
+	if (!*value)
+		return error_set(err, EINVAL, "--initrd is empty; give the path of an initial ramdisk or leave the option out");
+	o->initrd = value;
+	return 0;
+}
+
+static int parse_append(struct run_options *o, const char *value, struct error *err)
+{
+	(void)err; /* how long it may be is the kernel image's business: its loader checks */
+	o->append = value;
+	return 0;
+}
+
+static int parse_memory(struct run_options *o, const char *value, struct error *err)
+{
+	uint64_t bytes;
+	int r = options_parse_size(value, &bytes);
+	if (r == -EINVAL)
+		return error_set(err, EINVAL, "--memory %s: not a size; write for example 512M or 2G", value);
+	if (r == -ERANGE || bytes > MACHINE_MAX_MEMORY)
+		return error_set(err, EINVAL, "--memory %s: more than a VM can have; the most is %" PRIu64 "G", value,
+				 (uint64_t)(MACHINE_MAX_MEMORY >> 30));
+	if (bytes < OPTIONS_MIN_MEMORY)
+		return error_set(err, EINVAL, "--memory %s: too little to boot anything; give at least %" PRIu64 "M (512M is comfortable)",
+				 value, (uint64_t)(OPTIONS_MIN_MEMORY >> 20));
+	if (bytes & ((1u << 20) - 1))
+		return error_set(err, EINVAL, "--memory %s: not a whole number of MiB; write for example 512M", value);
+	o->memory = bytes;
+	return 0;
+}
+
+static int parse_cpus(struct run_options *o, const char *value, struct error *err)
+{
+	unsigned n = 0;
+	const char *p = value;
+	for (; *p >= '0' && *p <= '9' && n <= MACHINE_MAX_CPUS; p++)
+		n = n * 10 + (unsigned)(*p - '0');
+	if (p == value || (*p && n <= MACHINE_MAX_CPUS))
+		return error_set(err, EINVAL, "--cpus %s: not a number; give 1 to %d", value, MACHINE_MAX_CPUS);
+	if (n < 1 || n > MACHINE_MAX_CPUS)
+		return error_set(err, EINVAL, "--cpus %s: a VM has 1 to %d CPUs", value, MACHINE_MAX_CPUS);
+	o->cpus = n;
+	return 0;
+}
+
+static int parse_serial(struct run_options *o, const char *value, struct error *err)
+{
+	if (!strcmp(value, "file:"))
+		return error_set(err, EINVAL, "--serial file: without a path; write --serial file:PATH");
+	if (strcmp(value, "stdio") && strcmp(value, "none") && strncmp(value, "file:", 5))
+		return error_set(err, EINVAL, "--serial %s: no such kind; choose stdio, file:PATH or none", value);
+	o->serial = value;
+	return 0;
+}
+
+static int parse_no_reboot(struct run_options *o, const char *value, struct error *err)
+{
+	(void)value;
+	(void)err;
+	o->no_reboot = true;
+	return 0;
+}
+
+static int parse_debug(struct run_options *o, const char *value, struct error *err)
+{
+	static const struct {
+		const char *name;
+		unsigned bit;
+	} modes[] = {
+		{ "one-insn", ACCEL_DEBUG_ONE_INSN },	      { "tiny-tlb", ACCEL_DEBUG_TINY_TLB },
+		{ "checks-fail", ACCEL_DEBUG_CHECKS_FAIL },   { "random-flush", ACCEL_DEBUG_RANDOM_FLUSH },
+		{ "poison-flags", ACCEL_DEBUG_POISON_FLAGS }, { "no-chain", ACCEL_DEBUG_NO_CHAIN },
+		{ "icount", ACCEL_DEBUG_ICOUNT },
+	};
+	for (const char *p = value;;) {
+		size_t len = strcspn(p, ",");
+		size_t i = 0, n = sizeof(modes) / sizeof(modes[0]);
+		while (i < n && (strlen(modes[i].name) != len || strncmp(p, modes[i].name, len)))
+			i++;
+		if (i == n)
+			return error_set(err, EINVAL,
+					 "--debug %.*s: no such mode; the modes are one-insn, tiny-tlb, checks-fail, "
+					 "random-flush, poison-flags, no-chain and icount, joined by commas",
+					 (int)len, p);
+		o->debug |= modes[i].bit;
+		if (!p[len])
+			return 0;
+		p += len + 1;
+	}
+}
+
+static int parse_code_cache(struct run_options *o, const char *value, struct error *err)
+{
+	uint64_t bytes;
+	if (options_parse_size(value, &bytes) || bytes < OPTIONS_MIN_CODE_CACHE || bytes > OPTIONS_MAX_CODE_CACHE)
+		return error_set(err, EINVAL, "--code-cache %s: not a usable size; give 64K to 1G, for example 32M", value);
+	o->code_cache = bytes;
+	return 0;
+}
+
+static int parse_verbose(struct run_options *o, const char *value, struct error *err)
+{
+	(void)value;
+	(void)err;
+	o->verbose = true;
+	return 0;
+}
+
+static int parse_help(struct run_options *o, const char *value, struct error *err)
+{
+	(void)value;
+	(void)err;
+	o->help = true;
+	return 0;
+}
+
+struct option {
+	const char *name;     /* without the dashes */
+	const char *argument; /* NULL: takes none */
+	const char *help;     /* NULL: a tool of the developers, documented in the manual page */
+	int (*parse)(struct run_options *o, const char *value, struct error *err);
+};
+
+static const struct option options[] = {
+	{ "accel", "auto|kvm|dbt|interp", "how guest code is run (default auto; see trapline doctor)", parse_accel },
+	{ "kernel", "FILE", "the kernel: bzImage, ELF with a PVH entry, or multiboot", parse_kernel },
+	{ "initrd", "FILE", "the initial ramdisk", parse_initrd },
+	{ "append", "STRING", "the kernel command line, e.g. \"console=ttyS0\"", parse_append },
+	{ "memory", "SIZE", "RAM, e.g. 512M or 2G (default 512M)", parse_memory },
+	{ "cpus", "N", "virtual CPUs, 1 to 16 (default 1)", parse_cpus },
+	{ "serial", "stdio|file:PATH|none", "where the first serial port goes (default stdio)", parse_serial },
+	{ "no-reboot", NULL, "end when the guest resets instead of starting it again", parse_no_reboot },
+	{ "verbose", NULL, "log what the VMM does to stderr", parse_verbose },
+	{ "help", NULL, "show this help", parse_help },
+	{ "debug", "MODE,...", NULL, parse_debug },
+	{ "code-cache", "SIZE", NULL, parse_code_cache },
+};
+
+#define NOPTIONS (sizeof(options) / sizeof(options[0]))
+
+/* Levenshtein distance, for "did you mean"; names longer than the row count as far apart. */
+static unsigned distance(const char *a, size_t alen, const char *b)
+{
+	unsigned row[32];
+	size_t blen = strlen(b);
+	if (blen >= 32 || alen >= 32)
+		return 32;
+	for (unsigned j = 0; j <= blen; j++)
+		row[j] = j;
+	for (unsigned i = 1; i <= alen; i++) {
+		unsigned diagonal = row[0];
+		row[0] = i;
+		for (unsigned j = 1; j <= blen; j++) {
+			unsigned best = diagonal + (a[i - 1] != b[j - 1]);
+			if (row[j] + 1 < best)
+				best = row[j] + 1;
+			if (row[j - 1] + 1 < best)
+				best = row[j - 1] + 1;
+			diagonal = row[j];
+			row[j] = best;
+		}
+	}
+	return row[blen];
+}
+
+static int unknown_option(const char *arg, size_t len, struct error *err)
+{
+	const struct option *nearest = NULL;
+	unsigned best = 3;
+	for (size_t i = 0; i < NOPTIONS; i++) {
+		unsigned d = distance(arg + 2, len - 2, options[i].name);
+		if (d < best) {
+			best = d;
+			nearest = &options[i];
+		}
+	}
+	if (nearest)
+		return error_set(err, EINVAL, "%.*s: no such option; did you mean --%s? (trapline help run lists them)", (int)len,
+				 arg, nearest->name);
+	return error_set(err, EINVAL, "%.*s: no such option; trapline help run lists them", (int)len, arg);
+}
+
+int options_parse(struct run_options *o, int argc, char *const *argv, struct error *err)
+{
+	*o = (struct run_options){ .accel = "auto", .serial = "stdio", .memory = 512ull << 20, .cpus = 1 };
+
+	/* Help wins over everything, also over mistakes. */
+	for (int i = 0; i < argc; i++) {
+		if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) {
+			o->help = true;
+			return 0;
+		}
+	}
+
+	uint64_t seen = 0;
+	_Static_assert(NOPTIONS <= 64, "seen is one word");
+	for (int i = 0; i < argc; i++) {
+		const char *arg = argv[i];
+		if (strncmp(arg, "--", 2) || !arg[2])
+			return error_set(err, EINVAL, "unexpected argument \"%s\"; every option starts with -- (trapline help run lists them)",
+					 arg);
+		size_t len = strcspn(arg, "=");
+		size_t n = 0;
+		while (n < NOPTIONS && (strlen(options[n].name) != len - 2 || strncmp(arg + 2, options[n].name, len - 2)))
+			n++;
+		if (n == NOPTIONS)
+			return unknown_option(arg, len, err);
+		const struct option *opt = &options[n];
+		if (seen & (1ull << n))
+			return error_set(err, EINVAL, "--%s is given twice; give it once", opt->name);
+		seen |= 1ull << n;
+
+		const char *value = arg[len] == '=' ? arg + len + 1 : NULL;
+		if (!opt->argument && value)
+			return error_set(err, EINVAL, "--%s takes no value; write just --%s", opt->name, opt->name);
+		if (opt->argument && !value) {
+			/* "--kernel --initrd x" forgot a value; a value that starts with -- can be given after "=". */
+			if (i + 1 >= argc || !strncmp(argv[i + 1], "--", 2))
+				return error_set(err, EINVAL, "--%s needs a value: --%s %s", opt->name, opt->name,
+						 opt->argument);
+			value = argv[++i];
+		}
+		int r = opt->parse(o, value, err);
+		if (r)
+			return r;
+	}
+	if (!o->kernel)
+		return error_set(err, EINVAL, "no kernel to run; give one with --kernel FILE");
+	return 0;
+}
+
+static int check_file(const char *option, const char *path, struct error *err)
+{
+	struct stat st;
+	if (stat(path, &st) < 0) {
+		if (errno == ENOENT || errno == ENOTDIR)
+			return error_set(err, errno, "--%s %s: there is no such file; check the path", option, path);
+		return error_set(err, errno, "--%s %s: cannot look at it (%s); check the path and its permissions", option, path,
+				 strerror(errno));
+	}
+	if (S_ISDIR(st.st_mode))
+		return error_set(err, EISDIR, "--%s %s: this is a directory; give a file in it", option, path);
+	if (!S_ISREG(st.st_mode))
+		return error_set(err, EINVAL, "--%s %s: not a regular file; give a file on a disk", option, path);
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return error_set(err, errno, "--%s %s: cannot read it (%s); check its permissions", option, path, strerror(errno));
+	close(fd);
+	if (st.st_size == 0)
+		return error_set(err, EINVAL, "--%s %s: the file is empty; give a complete one", option, path);
+	return 0;
+}
+
+int options_check_files(const struct run_options *o, struct error *err)
+{
+	int r = check_file("kernel", o->kernel, err);
+	if (!r && o->initrd)
+		r = check_file("initrd", o->initrd, err);
+	return r;
+}
+
+void options_print_help(FILE *to)
+{
+	fprintf(to, "usage: trapline run --kernel FILE [options]\n\nRun a virtual machine.\n\n");
+	for (size_t i = 0; i < NOPTIONS; i++) {
+		if (!options[i].help)
+			continue;
+		char left[64];
+		snprintf(left, sizeof(left), "--%s%s%s", options[i].name, options[i].argument ? " " : "",
+			 options[i].argument ? options[i].argument : "");
+		fprintf(to, "  %-32s %s\n", left, options[i].help);
+	}
+	fprintf(to, "\nOn a terminal, Ctrl-A x ends the VM and Ctrl-A h lists the other keys.\n"
+		    "Status: 0 after power-off, reset with --no-reboot, or Ctrl-A x; 2 if the VM could not be started; 3 if it failed;\n"
+		    "(v << 1) | 1 if the guest wrote v to the debug-exit port; 128 + n after signal n.\n");
+}

@@ -1,0 +1,370 @@
+#include "machine/pc.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "accel/accel.h"
+#include "base/error.h"
+#include "base/log.h"
+#include "chardev/chardev.h"
+#include "cpu/x86/state.h"
+#include "device/debugexit.h"
+#include "device/hpet.h"
+#include "device/i8042.h"
+#include "device/pit.h"
+#include "device/pm.h"
+#include "device/rtc.h"
+#include "device/uart.h"
+#include "load/load.h"
+#include "machine/boot.h"
+#include "mem/ram.h"
+#include "pci/host.h"
+#include "vm/vm.h"
+
+struct machine {
+	struct machine_config config; /* [I] */
+	pthread_mutex_t lock;	      /* vm and quit: machine_stop against a reboot */
+	bool quit;
+	unsigned boots;
+
+	struct guest_ram ram;
+	struct vm *vm;
+	struct chardev *com1_chardev;
+	struct hpet *hpet;
+	struct pit *pit;
+	struct rtc *rtc;
+	struct i8042 *i8042;
+	struct uart *com1;
+	struct pm *pm;
+	struct pci_host *pci;
+	struct debugexit *debugexit;
+};
+
+/* What devices call. All with the device lock held. */
+
+static void on_reset(void *opaque)
+{
+	vm_request_reset(opaque);
+}
+
+static void on_poweroff(void *opaque)
+{
+	vm_request_poweroff(opaque);
+}
+
+static void on_debug_exit(void *opaque, uint32_t value)
+{
+	vm_request_debug_exit(opaque, (int)value);
+}
+
+static void on_quit(void *opaque)
+{
+	vm_request_quit(opaque);
+}
+
+static void on_msi(void *opaque, uint64_t address, uint32_t data)
+{
+	irqchip_msi(opaque, address, data);
+}
+
+/* Everything on the buses. The order is that of dependence: HPET gates the PIT's and the RTC's interrupts, the PCI host's
+ * LPC bridge moves the PM block. */
+static int create_devices(struct machine *m, struct error *err)
+{
+	struct vm *vm = m->vm;
+	struct irqchip *chip = vm->irqchip;
+	struct loop *loop = vm->loop;
+	struct bus *pio = &vm->pio, *mmio = &vm->mmio;
+	int r;
+
+	const struct hpet_config hpet = {
+		.mmio = mmio,
+		.loop = loop,
+		.base = HPET_BASE,
+		.irq0 = irqchip_line(chip, 0),
+		.irq8 = irqchip_line(chip, 8),
+		/* ISA interrupts that nothing else here uses: a line has one driver. */
+		.gsi = { [10] = irqchip_line(chip, 10), [11] = irqchip_line(chip, 11) },
+	};
+	if ((r = hpet_create(&m->hpet, &hpet, err)))
+		return r;
+
+	const struct pit_config pit = { .pio = pio, .loop = loop, .irq = hpet_gate_pit(m->hpet) };
+	if ((r = pit_create(&m->pit, &pit, err)))
+		return r;
+
+	const struct rtc_config rtc = {
+		.pio = pio,
+		.loop = loop,
+		.irq = hpet_gate_rtc(m->hpet),
+		.memory_below_4g = m->ram.region[0].size,
+		.memory_above_4g = m->ram.size - m->ram.region[0].size,
+	};
+	if ((r = rtc_create(&m->rtc, &rtc, err)))
+		return r;
+
+	const struct i8042_config i8042 = {
+		.pio = pio,
+		.irq1 = irqchip_line(chip, 1),
+		.irq12 = irqchip_line(chip, 12),
+		.reset = on_reset,
+		.opaque = vm,
+	};
+	if ((r = i8042_create(&m->i8042, &i8042, err)))
+		return r;
+
+	const struct chardev_config chardev = { .loop = loop, .quit = on_quit, .opaque = vm, .append = m->boots > 0 };
+	if ((r = chardev_open(&m->com1_chardev, m->config.serial ? m->config.serial : "none", &chardev, err)))
+		return r;
+	const struct uart_config com1 = {
+		.pio = pio,
+		.base = UART_COM1_BASE,
+		.irq = irqchip_line(chip, UART_COM1_IRQ),
+		.chardev = m->com1_chardev,
+	};
+	if ((r = uart_create(&m->com1, &com1, err)))
+		return r;
+
+	const struct pm_config pm = {
+		.pio = pio,
+		.loop = loop,
+		.base = PM_BASE,
+		.sci = irqchip_line(chip, PM_SCI_IRQ),
+		.poweroff = on_poweroff,
+		.opaque = vm,
+	};
+	if ((r = pm_create(&m->pm, &pm, err)))
+		return r;
+
+	struct pci_host_config pci = {
+		.pio = pio,
+		.mmio = mmio,
+		.msi = { .fn = on_msi, .opaque = chip },
+		.pm_base = PM_BASE,
+		.pm_move = pm_move,
+		.pm_opaque = m->pm,
+		.reset = on_reset,
+		.reset_opaque = vm,
+	};
+	for (int i = 0; i < PCI_PIRQS; i++)
+		pci.pirq[i] = irqchip_line(chip, PCI_PIRQ_GSI + i);
+	for (int i = 0; i < 16; i++)
+		pci.isa[i] = irqchip_line(chip, i);
+	if ((r = pci_host_create(&m->pci, &pci, err)))
+		return r;
+
+	const struct debugexit_config debugexit = {
+		.pio = pio,
+		.port = DEBUGEXIT_PORT,
+		.exit = on_debug_exit,
+		.opaque = vm,
+	};
+	return debugexit_create(&m->debugexit, &debugexit, err);
+}
+
+static void destroy_devices(struct machine *m)
+{
+	if (m->debugexit)
+		debugexit_destroy(m->debugexit);
+	if (m->pci)
+		pci_host_destroy(m->pci);
+	if (m->pm)
+		pm_destroy(m->pm);
+	if (m->com1)
+		uart_destroy(m->com1);
+	if (m->com1_chardev)
+		chardev_close(m->com1_chardev);
+	if (m->i8042)
+		i8042_destroy(m->i8042);
+	if (m->rtc)
+		rtc_destroy(m->rtc);
+	if (m->pit)
+		pit_destroy(m->pit);
+	if (m->hpet)
+		hpet_destroy(m->hpet);
+	m->debugexit = NULL;
+	m->pci = NULL;
+	m->pm = NULL;
+	m->com1 = NULL;
+	m->com1_chardev = NULL;
+	m->i8042 = NULL;
+	m->rtc = NULL;
+	m->pit = NULL;
+	m->hpet = NULL;
+}
+
+/* Undo build, also a half-finished one. */
+static void tear_down(struct machine *m)
+{
+	destroy_devices(m);
+	pthread_mutex_lock(&m->lock);
+	struct vm *vm = m->vm;
+	m->vm = NULL;
+	pthread_mutex_unlock(&m->lock);
+	if (vm)
+		vm_destroy(vm);
+	if (m->ram.base)
+		ram_destroy(&m->ram);
+	m->ram = (struct guest_ram){ .fd = -1 };
+}
+
+/* The machine, from RAM to the last device. The kernel is loaded first: most mistakes of the user show there. */
+static int build(struct machine *m, struct error *err)
+{
+	struct load_result boot;
+	int r = ram_create(&m->ram, m->config.memory, err);
+	if (r)
+		return r;
+	if ((r = boot_prepare(&boot, &m->config, &m->ram, err)))
+		return r;
+
+	const struct vm_config vm_config = {
+		.accel = m->config.accel,
+		.ram = &m->ram,
+		.ncpus = m->config.ncpus,
+		.kvm_leaves = true,
+		.code_cache_size = m->config.code_cache_size,
+		.debug_flags = m->config.debug_flags,
+	};
+	struct vm *vm;
+	if ((r = vm_create(&vm, &vm_config, err)))
+		return r;
+	pthread_mutex_lock(&m->lock);
+	m->vm = vm;
+	pthread_mutex_unlock(&m->lock);
+	if ((r = create_devices(m, err)))
+		return r;
+
+	struct x86_state state;
+	for (unsigned i = 0; i < vm->ncpus; i++) {
+		vcpu_get_state(&vm->vcpu[i], &state);
+		if (i == 0)
+			boot_state(&state, &boot);
+		boot_memory_types(&state);
+		vcpu_set_state(&vm->vcpu[i], &state);
+	}
+	m->boots++;
+	return 0;
+}
+
+int machine_create(struct machine **out, const struct machine_config *config, struct error *err)
+{
+	if (config->ncpus < 1 || config->ncpus > MACHINE_MAX_CPUS)
+		return error_set(err, EINVAL, "--cpus %u: not possible; give 1 to %d", config->ncpus, MACHINE_MAX_CPUS);
+	if (config->memory < MACHINE_MIN_MEMORY || config->memory > MACHINE_MAX_MEMORY || config->memory % 4096)
+		return error_set(err, EINVAL, "--memory: %llu bytes are not possible; give %lluM to %lluG in whole pages",
+				 (unsigned long long)config->memory, MACHINE_MIN_MEMORY >> 20, MACHINE_MAX_MEMORY >> 30);
+	if (!config->kernel)
+		return error_set(err, EINVAL, "--kernel is missing; give the path of a Linux vmlinuz or another kernel");
+
+	struct machine *m = calloc(1, sizeof(*m));
+	if (!m)
+		return error_set(err, ENOMEM, "not enough memory for the machine's structures");
+	m->config = *config;
+	m->ram.fd = -1;
+	pthread_mutex_init(&m->lock, NULL);
+	int r = build(m, err);
+	if (r) {
+		machine_destroy(m);
+		return r;
+	}
+	*out = m;
+	return 0;
+}
+
+static enum machine_end end_of(enum vm_result result)
+{
+	switch (result) {
+	case VM_POWEROFF:
+		return MACHINE_POWEROFF;
+	case VM_RESET:
+		return MACHINE_RESET;
+	case VM_DEBUG_EXIT:
+		return MACHINE_DEBUG_EXIT;
+	case VM_QUIT:
+		return MACHINE_QUIT;
+	case VM_TRIPLE_FAULT:
+		return MACHINE_TRIPLE_FAULT;
+	case VM_EMULATION_FAILED:
+		return MACHINE_EMULATION_FAILED;
+	case VM_RUNNING:
+	case VM_FAILED:
+		break;
+	}
+	return MACHINE_FAILED;
+}
+
+static bool quit_requested(struct machine *m)
+{
+	pthread_mutex_lock(&m->lock);
+	bool quit = m->quit;
+	pthread_mutex_unlock(&m->lock);
+	return quit;
+}
+
+void machine_run(struct machine *m, struct machine_result *result)
+{
+	*result = (struct machine_result){ .end = MACHINE_QUIT };
+	for (;;) {
+		if (quit_requested(m))
+			vm_request_quit(m->vm);
+		enum vm_result r = vm_run(m->vm);
+		if (r != VM_RESET || m->config.no_reboot) {
+			result->end = end_of(r);
+			result->code = (uint32_t)m->vm->exit_code;
+			bool failed = result->end >= MACHINE_TRIPLE_FAULT;
+			if (failed)
+				snprintf(result->text, sizeof(result->text), "%s",
+					 m->vm->reason[0] ? m->vm->reason : vm_result_text(r));
+			snprintf(result->dump, sizeof(result->dump), "%s", m->vm->dump_path);
+			return;
+		}
+		log_info("guest reset: building the machine again (boot %u)", m->boots + 1);
+		struct error err = { "" };
+		tear_down(m);
+		if (build(m, &err)) {
+			tear_down(m);
+			result->end = MACHINE_FAILED;
+			snprintf(result->text, sizeof(result->text), "after a guest reset: %.480s", err.text);
+			return;
+		}
+	}
+}
+
+void machine_stop(struct machine *m)
+{
+	pthread_mutex_lock(&m->lock);
+	m->quit = true;
+	if (m->vm)
+		vm_request_quit(m->vm);
+	pthread_mutex_unlock(&m->lock);
+}
+
+void machine_destroy(struct machine *m)
+{
+	if (!m)
+		return;
+	tear_down(m);
+	pthread_mutex_destroy(&m->lock);
+	free(m);
+}
+
+int machine_exit_status(const struct machine_result *result)
+{
+	switch (result->end) {
+	case MACHINE_POWEROFF:
+	case MACHINE_RESET:
+	case MACHINE_QUIT:
+		return 0;
+	case MACHINE_DEBUG_EXIT:
+		return (int)((result->code << 1 | 1) & 0xff);
+	case MACHINE_TRIPLE_FAULT:
+	case MACHINE_EMULATION_FAILED:
+	case MACHINE_FAILED:
+		break;
+	}
+	return 3;
+}

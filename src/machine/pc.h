@@ -1,0 +1,71 @@
+/*
+ * The PC: builds a whole machine from a configuration, from RAM to the last device, and runs it.
+ *
+ * The caller owns the configuration and everything it points to until machine_destroy. create, run and destroy are called
+ * on one thread (the main one); machine_run serves the event loop there and starts one thread a vCPU. machine_stop may be
+ * called from any thread. Two machines can live in one process.
+ * Promises: machine_create either builds everything or leaves nothing behind (no file, thread or terminal mode), with
+ * one sentence in err that names the option and the remedy. clock_init() has been called before.
+ */
+#ifndef TRAPLINE_MACHINE_PC_H
+#define TRAPLINE_MACHINE_PC_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct accel_ops;
+struct error;
+struct machine;
+
+#define MACHINE_MAX_CPUS 16
+#define MACHINE_MIN_MEMORY (4ull << 20)
+#define MACHINE_MAX_MEMORY (1ull << 40)
+
+struct machine_config {
+	const struct accel_ops *accel; /* chosen and probed by the caller */
+	const char *kernel;	       /* path; bzImage, ELF with a PVH note, or multiboot 1 */
+	const char *initrd;	       /* path or NULL; multiboot: the one module */
+	const char *append;	       /* kernel command line or NULL */
+	uint64_t memory;	       /* bytes, a multiple of 4 KiB (1 MiB from the CLI) */
+	unsigned ncpus;		       /* 1..MACHINE_MAX_CPUS */
+	const char *serial;	       /* COM1: "stdio", "file:PATH" or "none"; NULL is "none" */
+	bool no_reboot;		       /* a guest reset ends machine_run instead of building the machine again */
+	unsigned debug_flags;	       /* enum accel_debug */
+	size_t code_cache_size;	       /* bytes; 0: the accelerator's default */
+};
+
+enum machine_end {
+	MACHINE_POWEROFF,	  /* ACPI S5 */
+	MACHINE_RESET,		  /* guest reset, only with no_reboot */
+	MACHINE_DEBUG_EXIT,	  /* port 0xf4; .code is the value written */
+	MACHINE_QUIT,		  /* machine_stop: the user asked (Ctrl-A x, a signal) */
+	MACHINE_TRIPLE_FAULT,	  /* .text, .dump */
+	MACHINE_EMULATION_FAILED, /* .text, .dump */
+	MACHINE_FAILED,		  /* the VMM itself: .text (for instance, the machine could not be rebuilt) */
+};
+
+struct machine_result {
+	enum machine_end end;
+	uint32_t code;	/* MACHINE_DEBUG_EXIT */
+	char text[512]; /* one line: what happened; empty for the ordinary ends */
+	char dump[256]; /* path of the register and code dump, or empty */
+};
+
+/* Build the machine: RAM, accelerator, interrupt controllers, buses, devices, kernel, BSP state. 0 or -errno with err.
+ * No vCPU runs yet. */
+int machine_create(struct machine **out, const struct machine_config *config, struct error *err);
+
+/* Run until the VM stops for good; fills *result. Once a machine. */
+void machine_run(struct machine *m, struct machine_result *result);
+
+/* Ask a running machine to end with MACHINE_QUIT. Any thread; returns at once. */
+void machine_stop(struct machine *m);
+
+/* Free everything, restore the terminal. Not while machine_run is running. m may be NULL. */
+void machine_destroy(struct machine *m);
+
+/* The process exit status for a result: power-off, reset and quit 0; debug exit (v << 1) | 1; failures 3. */
+int machine_exit_status(const struct machine_result *result);
+
+#endif

@@ -1,0 +1,169 @@
+"""The command line: help, version, doctor, and the sentence for every mistake."""
+import os
+import re
+
+import pytest
+
+from conftest import INITRD, boot_args, kernel, run
+
+
+def refused(result, says):
+    assert result.status == 2, result
+    assert result.out == "", result
+    lines = result.err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("trapline: "), result
+    assert says in lines[0], result
+
+
+def test_no_command():
+    result = run()
+    assert result.status == 2
+    assert "usage: trapline run" in result.err
+
+
+@pytest.mark.parametrize("args", [["help"], ["--help"], ["-h"]])
+def test_help(args):
+    result = run(*args)
+    assert result.status == 0 and "usage: trapline run" in result.out and result.err == ""
+
+
+@pytest.mark.parametrize("args", [["help", "run"], ["run", "--help"], ["run", "-h"], ["run", "--nonsense", "--help"]])
+def test_help_run(args):
+    result = run(*args)
+    assert result.status == 0
+    for option in "accel kernel initrd append memory cpus serial no-reboot".split():
+        assert f"--{option}" in result.out
+
+
+@pytest.mark.parametrize("args", [["help", "doctor"], ["doctor", "--help"]])
+def test_help_doctor(args):
+    result = run(*args)
+    assert result.status == 0 and "usage: trapline doctor" in result.out
+
+
+def test_version():
+    result = run("--version")
+    assert result.status == 0
+    assert re.fullmatch(r"trapline \d+\.\d+\.\d+\n", result.out)
+
+
+def test_doctor(any_accel):
+    result = run("doctor")
+    assert result.status == 0, result
+    assert "/dev/kvm" in result.out or re.search(r"^  kvm ", result.out, re.M)
+    assert "TSC" in result.out
+    assert re.search(r"^--accel auto takes \w+: ", result.out, re.M), result
+
+
+@pytest.mark.parametrize("args, says", [
+    (["frobnicate"], '"frobnicate" is not a command'),
+    (["doctor", "now"], 'leave out "now"'),
+    (["help", "me"], 'no help for "me"'),
+    (["run"], "--kernel FILE"),
+    (["run", "stray"], 'unexpected argument "stray"'),
+    (["run", "--kernal", "x"], "did you mean --kernel?"),
+    (["run", "--frobnicate"], "--frobnicate: no such option"),
+    (["run", "--kernel"], "--kernel needs a value"),
+    (["run", "--kernel", "--initrd", "x"], "--kernel needs a value"),
+    (["run", "--kernel", "a", "--kernel", "b"], "--kernel is given twice"),
+    (["run", "--no-reboot=1"], "--no-reboot takes no value"),
+    (["run", "--accel", "turbo"], "--accel turbo: no such accelerator"),
+    (["run", "--memory", "0"], "--memory 0: too little"),
+    (["run", "--memory", "1M"], "--memory 1M: too little"),
+    (["run", "--memory", "512"], "--memory 512: too little"),
+    (["run", "--memory", "-1"], "--memory -1: not a size"),
+    (["run", "--memory", "1.5G"], "--memory 1.5G: not a size"),
+    (["run", "--memory", "512MB"], "--memory 512MB: not a size"),
+    (["run", "--memory", "2T"], "--memory 2T: more than a VM can have"),
+    (["run", "--memory", "18446744073709551616G"], "more than a VM can have"),
+    (["run", "--memory", "16777217"], "not a whole number of MiB"),
+    (["run", "--cpus", "0"], "--cpus 0: a VM has 1 to 16 CPUs"),
+    (["run", "--cpus", "17"], "--cpus 17: a VM has 1 to 16 CPUs"),
+    (["run", "--cpus", "-1"], "--cpus -1: not a number"),
+    (["run", "--cpus", "2x"], "--cpus 2x: not a number"),
+    (["run", "--serial", "tcp"], "--serial tcp: no such kind"),
+    (["run", "--serial", "file:"], "--serial file: without a path"),
+    (["run", "--debug", "slow"], "--debug slow: no such mode"),
+    (["run", "--code-cache", "1"], "--code-cache 1: not a usable size"),
+])
+def test_mistakes(args, says):
+    refused(run(*args), says)
+
+
+@pytest.mark.parametrize("option", ["--kernel", "--initrd"])
+@pytest.mark.parametrize("path, says", [
+    ("/nonexistent/file", "there is no such file"),
+    ("/etc/passwd/file", "there is no such file"),
+    ("/", "this is a directory"),
+    ("/dev/null", "not a regular file"),
+])
+def test_bad_paths(any_accel, option, path, says):
+    args = ["run", "--kernel", path] if option == "--kernel" else ["run", "--kernel", kernel(), "--initrd", path]
+    result = run(*args)
+    refused(result, f"{option} {path}: ")
+    assert says in result.err
+
+
+@pytest.mark.parametrize("option", ["--kernel", "--initrd"])
+def test_empty_and_unreadable_files(any_accel, tmp_path, option):
+    file = tmp_path / "file"
+    file.touch()
+    first = [] if option == "--kernel" else ["--kernel", kernel()]
+    refused(run("run", *first, option, str(file)), f"{option} {file}: the file is empty")
+    if os.geteuid() == 0:
+        return  # root reads everything
+    file.write_text("x")
+    file.chmod(0)
+    refused(run("run", *first, option, str(file)), f"{option} {file}: cannot read it")
+
+
+def test_kvm_is_plainly_absent():
+    result = run("run", "--accel", "kvm", "--kernel", kernel())
+    if "accelerator yet" not in result.err:
+        pytest.skip("this build has a KVM accelerator")
+    refused(result, "--accel kvm: this build has no KVM accelerator yet; use --accel dbt")
+
+
+def test_not_a_kernel(any_accel, tmp_path):
+    text = tmp_path / "text"
+    text.write_text("hello\n" * 1000)
+    for path in (str(text), "/bin/ls", INITRD):
+        refused(run("run", "--kernel", path), "--kernel")
+
+
+@pytest.mark.parametrize("keep", [512, 1000, 4096, 65536, 0.5, 0.99])
+def test_truncated_kernel(any_accel, tmp_path, keep):
+    with open(kernel(), "rb") as f:
+        data = f.read()
+    cut = tmp_path / "cut"
+    cut.write_bytes(data[:keep if isinstance(keep, int) else int(len(data) * keep)])
+    refused(run("run", "--kernel", str(cut)), "--kernel")
+
+
+def test_initrd_that_does_not_fit(any_accel, tmp_path):
+    big = tmp_path / "big"
+    with open(big, "wb") as f:
+        f.truncate(600 << 20)
+    refused(run("run", "--kernel", kernel(), "--initrd", str(big), "--memory", "512M"), "--initrd")
+
+
+def test_kernel_that_does_not_fit(any_accel):
+    refused(run("run", "--kernel", kernel(), "--memory", "16M"), "--memory")
+
+
+def test_command_line_too_long(any_accel):
+    refused(run("run", "--kernel", kernel(), "--append", "x" * 5000), "--append")
+
+
+def test_serial_file_that_cannot_be_written(any_accel):
+    refused(run("run", "--kernel", kernel(), "--serial", "file:/nonexistent/log"), "--serial")
+
+
+def test_nothing_half_started(any_accel, tmp_path):
+    """A refused run leaves no serial file behind... nor truncates one that was there."""
+    log = tmp_path / "log"
+    log.write_text("precious")
+    args = boot_args(any_accel, "")
+    args[args.index("--kernel") + 1] = "/bin/ls"
+    assert run(*args, "--serial", f"file:{log}").status == 2
+    assert log.read_text() == "precious"
