@@ -22,7 +22,6 @@ rm -f "$root/bin/poweroff" "$root/bin/reboot"
 printf '#!/bin/sh\nexec busybox poweroff -f\n' >"$root/bin/poweroff"
 printf '#!/bin/sh\nexec busybox reboot -f\n' >"$root/bin/reboot"
 chmod 755 "$root/bin/poweroff" "$root/bin/reboot"
-echo 'root::0:0:root:/root:/bin/sh' >"$root/etc/passwd"
 for program in "$@"; do
 	install -m 755 "$program" "$root/bin/$(basename "$program")"
 done

@@ -8,7 +8,7 @@ import pytest
 
 from conftest import SLOW, TRAPLINE, boot_args, timeout_of
 
-PROMPT = "root@trapline:~# "
+PROMPT = "root@trapline:/root# "
 
 
 class Console:

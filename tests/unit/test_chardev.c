@@ -34,6 +34,14 @@ static void receive(void *opaque, const uint8_t *data, size_t len)
 
 static const struct chardev_client client = { .room = room, .receive = receive };
 
+static bool quit_asked(struct bench *b)
+{
+	pthread_mutex_lock(&b->lock);
+	bool asked = b->calls != 0;
+	pthread_mutex_unlock(&b->lock);
+	return asked;
+}
+
 /* The child's side: a VM's worth of serial line on the pty. Status 0 if all went as it should. */
 static int child(void)
 {
@@ -56,7 +64,7 @@ static int child(void)
 	if (write(1, "ready", 5) != 5)
 		return 13;
 	bench_run(&b);
-	for (int i = 0; i < 3000 && !b.calls; i++)
+	for (int i = 0; i < 3000 && !quit_asked(&b); i++)
 		bench_sleep_us(1000);
 	pthread_mutex_lock(&b.lock);
 	bool ok = b.calls == 1 && g.len == 3 && memcmp(g.got, "a\1\3", 3) == 0;

@@ -9,6 +9,7 @@
 #define TRAPLINE_ACCEL_DBT_ASM_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 

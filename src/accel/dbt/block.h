@@ -81,13 +81,17 @@ struct block {
 	struct dbt_vm *vm;
 	uint64_t pc, phys, phys2;
 	uint32_t mode;
-	bool cross;
+	bool cross; /* the block is one instruction that lies on two pages */
 	unsigned n;
 	uint64_t lines; /* 64-byte lines of the page that the translation depends on */
 	struct block_insn insn[BLOCK_MAX];
 	unsigned nchecks;
 	struct check check[2 * BLOCK_MAX];
-	const uint8_t *page; /* hva of the code page */
+	const uint8_t *page;  /* hva of the code page */
+	/* Where the first instruction continues on the next page, its hva and what of it is depended on; NULL if that page cannot be
+	 * fetched from: the stepper raises the fault. */
+	const uint8_t *page2;
+	uint64_t lines2;
 };
 
 /* scan.c: decode and classify from b->pc; 0 instructions if not even one is in RAM. */
@@ -104,7 +108,8 @@ static inline bool is_slot(int gpr)
 /* The register that the low bits of the opcode name, REX.B included. */
 static inline int opcode_gpr(const struct x86_insn *in)
 {
-	uint8_t before = in->opcode_off ? in->bytes[in->opcode_off - 1] : 0;
+	unsigned start = in->opcode_off - (in->map == MAP_0F ? 1u : 0u); /* of the opcode with its escape byte (BSWAP) */
+	uint8_t before = start ? in->bytes[start - 1] : 0;
 	return (in->opcode & 7) | ((before & 0xf0) == 0x40 ? (before & 1) << 3 : 0);
 }
 

@@ -106,12 +106,13 @@ static unsigned tb_hash(uint64_t pc, uint64_t phys, uint32_t mode)
 	return (unsigned)(h >> (64 - TB_HASH_BITS));
 }
 
-uint32_t dbt_tb_lookup(struct dbt_vm *vm, uint64_t pc, uint64_t phys, uint32_t mode)
+uint32_t dbt_tb_lookup(struct dbt_vm *vm, uint64_t pc, uint64_t phys, uint32_t mode, uint64_t phys2)
 {
 	uint32_t i = atomic_load_explicit(&vm->tb_hash[tb_hash(pc, phys, mode)], memory_order_acquire);
 	for (; i; i = atomic_load_explicit(&vm->tb[i].hash_next, memory_order_acquire)) {
 		const struct tb *t = &vm->tb[i];
-		if (t->pc == pc && t->phys == phys && t->mode == mode && !t->dead)
+		if (t->pc == pc && t->phys == phys && t->mode == mode && !t->dead &&
+		    (!t->cross || phys2 == DBT_ANY || t->phys2 == phys2))
 			return i;
 	}
 	return 0;
@@ -130,7 +131,7 @@ void dbt_tb_publish(struct dbt_vm *vm, uint32_t i)
 	struct page_code *pc = vm->page_code[dbt_ram_page(vm, t->phys)];
 	t->page_next = pc->tbs;
 	pc->tbs = i;
-	if (t->cross) {
+	if (t->cross && ((t->phys2 ^ t->phys) & PAGE_MASK)) {
 		struct page_code *p2 = vm->page_code[dbt_ram_page(vm, t->phys2)];
 		t->page2_next = p2->tbs;
 		p2->tbs = i;

@@ -341,13 +341,23 @@ static int64_t find_block(struct dbt_vcpu *v, uint32_t mode, int *stop)
 		heavy_end(v);
 		return -1;
 	}
-	uint32_t tb = dbt_tb_lookup(vm, pc, phys, mode);
+	uint32_t tb = dbt_tb_lookup(vm, pc, phys, mode, DBT_ANY);
+	uint64_t phys2 = DBT_ANY;
+	bool global2 = false;
+	if (tb && vm->tb[tb].cross) {
+		if (dbt_itlb(v, (pc & PAGE_MASK) + PAGE_SIZE, &phys2, &global2, &error) < 0)
+			return 0; /* the stepper raises it, if the instruction still reaches there */
+		if (vm->tb[tb].phys2 != phys2)
+			tb = dbt_tb_lookup(vm, pc, phys, mode, phys2);
+	}
 	if (!tb) {
 		if (dbt_ram_page(vm, phys) < 0)
 			return 0;
 		dbt_fpu_save(v);
 		pthread_mutex_lock(&vm->lock);
-		tb = dbt_tb_lookup(vm, pc, phys, mode);
+		tb = dbt_tb_lookup(vm, pc, phys, mode, phys2);
+		if (tb && vm->tb[tb].cross && phys2 == DBT_ANY)
+			tb = 0; /* just made by another vCPU: make our own, with our mapping */
 		if (!tb) {
 			if (dbt_cache_full(vm)) {
 				dbt_world_stop(vm, v);
@@ -362,6 +372,12 @@ static int64_t find_block(struct dbt_vcpu *v, uint32_t mode, int *stop)
 	}
 	const struct view *w = &vm->view[vm->tb[tb].view];
 	dbt_token_set(v, w->va, w->mode, w->token, global);
+	if (vm->tb[tb].cross) {
+		if (dbt_itlb(v, (pc & PAGE_MASK) + PAGE_SIZE, &phys2, &global2, &error) < 0)
+			return 0;
+		w = &vm->view[vm->tb[tb].view2];
+		dbt_token_set(v, w->va, w->mode, w->token, global2);
+	}
 	return tb;
 }
 

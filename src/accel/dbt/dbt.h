@@ -190,7 +190,8 @@ struct tb {
 	uint8_t flags_live; /* status flags are read before written */
 	uint8_t dead;
 	uint8_t cross;	   /* its one instruction continues on page phys2 */
-	uint64_t phys2;
+	uint32_t view2;
+	uint64_t phys2; /* page */
 	_Atomic uint32_t hash_next;
 	uint32_t page_next, page2_next; /* in the list of its physical page(s) */
 	uint32_t incoming; /* links that jump here */
@@ -292,7 +293,9 @@ typedef uint64_t (*dbt_helper)(struct dbt_vcpu *v, uint64_t t1, uint64_t t2, uin
 /* --- cache.c --- (lock held unless said otherwise) */
 int dbt_cache_create(struct dbt_vm *vm, size_t code_size, struct error *err);
 void dbt_cache_destroy(struct dbt_vm *vm);
-uint32_t dbt_tb_lookup(struct dbt_vm *vm, uint64_t pc, uint64_t phys, uint32_t mode); /* no lock; 0 if none */
+/* No lock; 0 if none. Of blocks that cross a page: the one that goes on at phys2, or any if that is DBT_ANY. */
+#define DBT_ANY UINT64_MAX
+uint32_t dbt_tb_lookup(struct dbt_vm *vm, uint64_t pc, uint64_t phys, uint32_t mode, uint64_t phys2);
 void dbt_tb_publish(struct dbt_vm *vm, uint32_t tb);
 struct tb *dbt_tb_by_host(struct dbt_vm *vm, uint32_t rx);			      /* no lock; NULL outside */
 uint32_t dbt_view_get(struct dbt_vm *vm, uint64_t va, uint64_t pa, uint32_t mode);

@@ -14,6 +14,7 @@ enum cold_kind { COLD_SINGLE, COLD_GROUP, COLD_STACK, COLD_LINK, COLD_EXIT_PC };
 struct cold {
 	enum cold_kind kind;
 	uint8_t *from[2];  /* rel32s to patch to it, or NULL */
+	uint8_t *from2;    /* entry only: second token check */
 	uint32_t retry;	   /* RX */
 	unsigned insn;	   /* index */
 	unsigned check;	   /* COLD_GROUP, COLD_STACK */
@@ -952,13 +953,20 @@ static void gen_entry(struct gen *g, struct tb *t)
 	struct dbt_vm *vm = g->vm;
 	const struct view *w = &vm->view[t->view];
 	struct mem slot = mem_gs(OFF(token) + 4 * dbt_token_slot(w->va, w->mode));
-	uint8_t *bad, *polled;
+	uint8_t *bad, *bad2 = NULL, *polled;
+	const struct view *w2 = &vm->view[t->view2];
+	struct mem slot2 = mem_gs(OFF(token) + 4 * dbt_token_slot(w2->va, w2->mode));
 	e_align(c, 16, 0);
 	t->checked = code_rx(c);
 	if (!t->flags_live) {
 		e_op_mem(c, 0, 0x81, 7, slot); /* cmp dword [slot], token */
 		e32(c, w->token);
 		bad = e_jcc_fwd(c, CC_NE);
+		if (t->cross) {
+			e_op_mem(c, 0, 0x81, 7, slot2);
+			e32(c, w2->token);
+			bad2 = e_jcc_fwd(c, CC_NE);
+		}
 		t->poll = code_rx(c);
 		e_op_mem(c, 0, 0x80, 7, mem_gs(OFF(exit_req))); /* cmp byte [exit_req], 0 */
 		e8(c, 0);
@@ -971,6 +979,14 @@ static void gen_entry(struct gen *g, struct tb *t)
 		e_mov_rr(c, H_RCX, T2);
 		bad = e_jmp_fwd(c);
 		e_patch8(c, ok);
+		if (t->cross) {
+			e_load32(c, H_RCX, slot2);
+			e_op_mem(c, 0, 0x8d, H_RCX, mem_b(H_RCX, (int32_t)-w2->token));
+			ok = e_j8_fwd(c, OP_JRCXZ);
+			e_mov_rr(c, H_RCX, T2);
+			bad2 = e_jmp_fwd(c);
+			e_patch8(c, ok);
+		}
 		e_mov_rr(c, H_RCX, T2);
 		t->poll = code_rx(c);
 		e_mov_rr(c, T2, H_RCX);
@@ -984,6 +1000,7 @@ static void gen_entry(struct gen *g, struct tb *t)
 	/* Their cold ends come right here, jumped over by nobody: before the body would cost a jump, so they go after it. */
 	g->cold[0].from[0] = bad;
 	g->cold[0].from[1] = polled;
+	g->cold[0].from2 = bad2;
 	t->body = code_rx(c);
 }
 
@@ -991,6 +1008,8 @@ static void gen_entry_cold(struct gen *g)
 {
 	struct code *c = &g->c;
 	e_patch32(c, g->cold[0].from[0]);
+	if (g->cold[0].from2)
+		e_patch32(c, g->cold[0].from2);
 	e_mov_mem_imm32(c, mem_gs(OFF(exit_arg)), g->tb);
 	e_jmp(c, g->vm->stub.token);
 	e_patch32(c, g->cold[0].from[1]);

@@ -6,6 +6,8 @@
  */
 #include "accel/dbt/dbt.h"
 
+#include "cpu/x86/seg.h"
+
 /* Leave: this instruction is for the stepper. */
 static uint64_t leave_step(struct dbt_vcpu *v, uint64_t pc)
 {
@@ -239,7 +241,11 @@ uint64_t dbt_help_iret(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint64_
 	unsigned cpl = cs & 3;
 	struct x86_seg new_cs, new_ss;
 	if ((cpl != 0 && cpl != 3) || !x86_canonical(rip) || flags & (FL_VM | FL_NT) || (ss & 3) != cpl ||
-	    !load_plain(v, (uint16_t)cs, true, cpl, &new_cs) || !load_plain(v, (uint16_t)ss, false, cpl, &new_ss))
+	    !load_plain(v, (uint16_t)cs, true, cpl, &new_cs))
+		return leave_step(v, pc);
+	if (cpl == 0 && (ss & ~3ull) == 0)
+		new_ss = seg_null_ss(0);
+	else if (!load_plain(v, (uint16_t)ss, false, cpl, &new_ss))
 		return leave_step(v, pc);
 	if (cpl == 3) { /* data segments that user code may not have become null */
 		static const uint8_t data[] = { SREG_ES, SREG_DS, SREG_FS, SREG_GS };

@@ -8,11 +8,16 @@
  */
 #include "accel/dbt/block.h"
 
+/* Bytes [pc, pc+len) of b's page, or of the page behind it, must not change. */
 static void note_bytes(struct block *b, uint64_t pc, unsigned len)
 {
-	unsigned first = (unsigned)(pc & (PAGE_SIZE - 1)) / 64, last = (unsigned)((pc + len - 1) & (PAGE_SIZE - 1)) / 64;
-	for (unsigned l = first; l <= last; l++)
-		b->lines |= 1ull << l;
+	for (uint64_t at = pc & ~63ull; at < pc + len; at += 64) {
+		uint64_t bit = 1ull << ((at & (PAGE_SIZE - 1)) / 64);
+		if ((at ^ b->pc) & PAGE_MASK)
+			b->lines2 |= bit;
+		else
+			b->lines |= bit;
+	}
 }
 
 /* One-byte opcodes that are copied. */
@@ -253,13 +258,19 @@ static void operand(struct block_insn *g)
 /* Flags live at `pc` on b's page, by a short straight look; everything where that does not tell. */
 static uint16_t peek_live(struct block *b, uint64_t pc)
 {
-	if ((pc ^ b->pc) & PAGE_MASK || b->vm->debug & ACCEL_DEBUG_ONE_INSN)
+	const uint8_t *page = b->page;
+	if (b->cross && (pc & PAGE_MASK) == (b->pc & PAGE_MASK) + PAGE_SIZE)
+		page = b->page2;
+	else if ((pc ^ b->pc) & PAGE_MASK)
 		return FL_STATUS;
+	if (b->vm->debug & ACCEL_DEBUG_ONE_INSN)
+		return FL_STATUS;
+	uint64_t start = pc;
 	uint16_t live = 0, killed = 0;
 	for (int i = 0; i < 8; i++) {
 		struct x86_insn in;
 		unsigned off = (unsigned)(pc & (PAGE_SIZE - 1));
-		if (x86_decode(b->page + off, (unsigned)PAGE_SIZE - off, X86_MODE_64, &in) < 0)
+		if (x86_decode(page + off, (unsigned)PAGE_SIZE - off, X86_MODE_64, &in) < 0)
 			break;
 		enum insn_class cls = classify(&in, b->mode);
 		live |= in.flags_read & ~killed;
@@ -270,7 +281,7 @@ static uint16_t peek_live(struct block *b, uint64_t pc)
 		if (killed == FL_STATUS)
 			return live;
 		pc += in.len;
-		if ((pc ^ b->pc) & PAGE_MASK)
+		if ((pc ^ start) & PAGE_MASK)
 			break;
 	}
 	return (uint16_t)(live | (FL_STATUS & ~killed));
@@ -310,6 +321,18 @@ static void liveness(struct block *b)
 	}
 }
 
+/* The instruction at b->pc, put together from both pages. */
+static int decode_cross(struct block *b, unsigned off, struct x86_insn *in)
+{
+	uint8_t bytes[15];
+	unsigned left = (unsigned)PAGE_SIZE - off;
+	for (unsigned i = 0; i < sizeof(bytes); i++)
+		bytes[i] = i < left ? b->page[off + i] : b->page2[i - left];
+	int r = x86_decode(bytes, sizeof(bytes), X86_MODE_64, in);
+	b->cross = r == 0 && in->len > left;
+	return r;
+}
+
 void dbt_scan(struct block *b)
 {
 	unsigned max = b->vm->debug & ACCEL_DEBUG_ONE_INSN ? 1 : BLOCK_MAX;
@@ -318,6 +341,8 @@ void dbt_scan(struct block *b)
 		struct block_insn *g = &b->insn[b->n];
 		unsigned off = (unsigned)(pc & (PAGE_SIZE - 1)), left = (unsigned)PAGE_SIZE - off;
 		int r = x86_decode(b->page + off, left < 15 ? left : 15, X86_MODE_64, &g->in);
+		if (r < 0 && b->n == 0 && left < 15 && b->page2)
+			r = decode_cross(b, off, &g->in);
 		g->pc = pc;
 		g->acc = ACC_NONE;
 		g->grp_busy = false;
@@ -339,7 +364,7 @@ void dbt_scan(struct block *b)
 		note_bytes(b, pc, g->in.len);
 		pc = g->next;
 		b->n++;
-		if (g->cls >= CLS_LAST)
+		if (g->cls >= CLS_LAST || b->cross)
 			break;
 	}
 	liveness(b);
