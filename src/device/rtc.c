@@ -41,7 +41,9 @@ struct rtc {
 	struct vtimer timer;
 	uint8_t index;
 	uint8_t cmos[128];	/* time registers are valid here only while held() */
-	int64_t offset_ns;	/* guest time = wall time + offset */
+	/* Guest time = wall time + offset. In two parts: a guest may set years that do not fit 64 bits of nanoseconds. */
+	int64_t offset_seconds;
+	uint64_t offset_ns; /* below one second */
 	int64_t seen_second;	/* flags in register C are up to date until here */
 	uint64_t seen_period;	/* likewise, in periods of the periodic interrupt */
 };
@@ -52,11 +54,6 @@ static bool held(const struct rtc *r)
 	return (r->cmos[R_B] & B_SET) || (r->cmos[R_A] & A_DIVIDER_RESET) == A_DIVIDER_RESET;
 }
 
-static int64_t guest_ns(const struct rtc *r)
-{
-	return (int64_t)r->config.wall_ns() + r->offset_ns;
-}
-
 static int64_t floor_div(int64_t a, int64_t b)
 {
 	return a / b - (a % b < 0);
@@ -64,14 +61,13 @@ static int64_t floor_div(int64_t a, int64_t b)
 
 static int64_t guest_second(const struct rtc *r)
 {
-	return floor_div(guest_ns(r), (int64_t)NS_PER_SEC);
+	return (int64_t)((r->config.wall_ns() + r->offset_ns) / NS_PER_SEC) + r->offset_seconds;
 }
 
 /* Nanoseconds into the current second. */
 static uint64_t guest_fraction(const struct rtc *r)
 {
-	int64_t t = guest_ns(r);
-	return (uint64_t)(t - floor_div(t, (int64_t)NS_PER_SEC) * (int64_t)NS_PER_SEC);
+	return (r->config.wall_ns() + r->offset_ns) % NS_PER_SEC;
 }
 
 static uint8_t encode(const struct rtc *r, int value)
@@ -128,7 +124,9 @@ static void store_time(struct rtc *r, uint64_t fraction)
 		.tm_year = decode(r, r->cmos[R_CENTURY]) * 100 + decode(r, r->cmos[R_YEAR]) - 1900,
 	};
 	int64_t target = (int64_t)timegm(&tm);
-	r->offset_ns = target * (int64_t)NS_PER_SEC + (int64_t)fraction - (int64_t)r->config.wall_ns();
+	uint64_t wall = r->config.wall_ns();
+	r->offset_ns = (fraction + NS_PER_SEC - wall % NS_PER_SEC) % NS_PER_SEC;
+	r->offset_seconds = target - (int64_t)((wall + r->offset_ns) / NS_PER_SEC);
 	r->seen_second = target;
 }
 
@@ -210,9 +208,9 @@ static void arm(struct rtc *r)
 		int64_t second = r->seen_second + 1;
 		if (!(b & B_UIE))
 			second = next_alarm(r, r->seen_second, INT64_MAX);
-		if (second != INT64_MAX) {
-			int64_t wait = second * (int64_t)NS_PER_SEC - guest_ns(r);
-			uint64_t at = wait > 0 ? now + (uint64_t)wait : now;
+		int64_t wait = second == INT64_MAX ? INT64_MAX : second - guest_second(r);
+		if (wait <= 2 * DAY) {
+			uint64_t at = now + (wait > 0 ? (uint64_t)wait * NS_PER_SEC - guest_fraction(r) : 0);
 			if (at < deadline)
 				deadline = at;
 		}
