@@ -4,6 +4,8 @@
 
 /* In order of preference; accel/fake is for tests and not listed. */
 static const struct accel_ops *const accels[] = {
+	&accel_dbt,
+	&accel_interp,
 	NULL,
 };
 

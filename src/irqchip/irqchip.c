@@ -40,7 +40,8 @@ static int lapic_inta(void *opaque)
 
 static const struct lapic_chip_ops lapic_chip = { .eoi = lapic_eoi, .inta = lapic_inta };
 
-int irqchip_create(struct irqchip **out, unsigned ncpus, struct loop *loop, pthread_mutex_t *device_lock, struct error *err)
+int irqchip_create(struct irqchip **out, unsigned ncpus, struct loop *loop, pthread_mutex_t *device_lock,
+		   struct error *err)
 {
 	if (!ncpus || ncpus > LAPIC_MAX)
 		return error_set(err, EINVAL, "%u vCPUs are not possible: give 1 to %d", ncpus, LAPIC_MAX);

@@ -27,7 +27,8 @@ struct irqchip {
 	struct lapic_bus apics;
 };
 
-int irqchip_create(struct irqchip **out, unsigned ncpus, struct loop *loop, pthread_mutex_t *device_lock, struct error *err);
+int irqchip_create(struct irqchip **out, unsigned ncpus, struct loop *loop, pthread_mutex_t *device_lock,
+		   struct error *err);
 void irqchip_destroy(struct irqchip *chip);
 
 /* Claim the PIC's ports and the IOAPIC's window. */

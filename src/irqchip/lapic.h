@@ -3,8 +3,8 @@
  *
  * Owner: struct irqchip. Register accesses (lapic_mmio_*, lapic_rdmsr/wrmsr, CR8, lapic_ack) come from the vCPU's own
  * thread, never with the device lock held: an EOI or an acknowledge may take it. Messages (lapic_send), lines and the
- * timer come from any thread, with or without the device lock. Each LAPIC has a lock of its own, below the device lock; at
- * most one of them is held at a time, and no callback is made under it.
+ * timer come from any thread, with or without the device lock. Each LAPIC has a lock of its own, below the device lock;
+ * at most one of them is held at a time, and no callback is made under it.
  */
 #ifndef TRAPLINE_IRQCHIP_LAPIC_H
 #define TRAPLINE_IRQCHIP_LAPIC_H
@@ -86,7 +86,7 @@ struct lapic_bus {
 	_Atomic unsigned turn; /* ties of the lowest-priority arbitration go round */
 };
 
-/* `l` is caller-allocated, its id the next index on the bus; 0 is the bootstrap processor. In reset state afterwards. */
+/* `l` is caller-allocated, its id the next index on the bus; 0 is the bootstrap processor. Leaves it in reset state. */
 void lapic_init(struct lapic *l, struct lapic_bus *bus, struct loop *loop);
 void lapic_destroy(struct lapic *l);
 /* Before the vCPU runs; `ops` outlives the LAPIC. */
@@ -118,7 +118,7 @@ bool lapic_owns_gpa(const struct lapic *l, uint64_t gpa);
 uint64_t lapic_mmio_read(struct lapic *l, uint32_t offset, unsigned size);
 void lapic_mmio_write(struct lapic *l, uint32_t offset, unsigned size, uint64_t value);
 
-/* IA32_APIC_BASE, IA32_TSC_DEADLINE and the x2APIC MSRs. 0, -EPERM for #GP, -ENOENT for an MSR that is not the LAPIC's. */
+/* IA32_APIC_BASE, IA32_TSC_DEADLINE and the x2APIC MSRs. 0, -EPERM for #GP, -ENOENT for an MSR of somebody else. */
 int lapic_rdmsr(struct lapic *l, uint32_t index, uint64_t *value);
 int lapic_wrmsr(struct lapic *l, uint32_t index, uint64_t value);
 

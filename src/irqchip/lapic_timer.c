@@ -80,7 +80,7 @@ static void expired(void *opaque)
 	struct lapic *l = opaque;
 	struct lapic_after after = { 0 };
 	lapic_lock(l);
-	/* Also the answer to a call that was on its way while the timer was changed: then this does nothing but arm again. */
+	/* A call that was on its way while the timer was changed does nothing here but arm again. */
 	lapic_timer_settle(l, &after);
 	if (l->timer_running)
 		arm(l);

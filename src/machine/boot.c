@@ -5,6 +5,7 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "cpu/x86/mmu.h"
 #include "cpu/x86/state.h"
 #include "load/e820.h"
 #include "load/load.h"
@@ -94,7 +95,6 @@ int boot_prepare(struct load_result *out, const struct machine_config *config, s
 void boot_state(struct x86_state *s, const struct load_result *boot)
 {
 	bool long64 = boot->mode == LOAD_LONG64;
-	x86_state_reset(s, 0);
 	s->rip = boot->rip;
 	s->rflags = FL_FIXED;
 	s->gpr[RAX] = boot->rax;
@@ -129,4 +129,22 @@ void boot_state(struct x86_state *s, const struct load_result *boot)
 	s->gdt = (struct x86_dtr){ .base = boot->gdt_base, .limit = boot->gdt_limit };
 	/* No IDT: an exception before the kernel loads its own is a triple fault, not a jump to zero. */
 	s->idt = (struct x86_dtr){ 0 };
+}
+
+/* Intel SDM 3A 11.11. Linux distrusts a machine whose processors disagree or have MTRRs off, and would leave PAT alone. */
+void boot_memory_types(struct x86_state *s)
+{
+	enum { UC = 0, WP = 5, WB = 6 };
+	enum { MTRR_E = 1 << 11, MTRR_FE = 1 << 10, MTRR_VALID = 1 << 11 };
+	const uint64_t eight = 0x0101010101010101ull; /* a fixed-range register has eight types */
+	const uint64_t hole = RAM_HIGH_START - RAM_HOLE_START;
+
+	s->mtrr_def_type = MTRR_E | MTRR_FE | WB;
+	s->mtrr_fixed[0] = eight * WB; /* 0-7ffff */
+	s->mtrr_fixed[1] = eight * WB; /* 80000-9ffff */
+	s->mtrr_fixed[2] = eight * UC; /* a0000-bffff */
+	for (int i = 3; i < X86_MTRR_FIXED; i++)
+		s->mtrr_fixed[i] = eight * WP; /* c0000-fffff, 32 KiB each */
+	s->mtrr_base[0] = RAM_HOLE_START | UC;
+	s->mtrr_mask[0] = (X86_PHYS_MASK & ~(hole - 1)) | MTRR_VALID;
 }

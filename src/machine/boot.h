@@ -14,7 +14,11 @@ struct x86_state;
 /* Fill fresh (all zero) guest RAM as the configuration says; *out tells how to enter the kernel. */
 int boot_prepare(struct load_result *out, const struct machine_config *config, struct guest_ram *ram, struct error *err);
 
-/* The boot processor's whole state for entering the loaded kernel. */
+/* Change the boot processor's state after RESET into that for entering the loaded kernel. */
 void boot_state(struct x86_state *s, const struct load_result *boot);
+
+/* What firmware does to every processor before it starts an OS: memory types (MTRRs): RAM write-back, the space for devices
+ * below 4 GiB uncached. INIT does not change them. */
+void boot_memory_types(struct x86_state *s);
 
 #endif

@@ -239,8 +239,15 @@ static int build(struct machine *m, struct error *err)
 		return r;
 
 	struct x86_state state;
-	boot_state(&state, &boot);
-	vcpu_set_state(&vm->vcpu[0], &state);
+	for (unsigned i = 0; i < vm->ncpus; i++) {
+		vcpu_get_state(&vm->vcpu[i], &state);
+		if (i == 0)
+			boot_state(&state, &boot);
+		boot_memory_types(&state);
+		vcpu_set_state(&vm->vcpu[i], &state);
+	}
+	/* The rest of firmware's hand-over: PIC interrupts reach the boot processor. */
+	lapic_virtual_wire(irqchip_lapic(vm->irqchip, 0));
 	m->boots++;
 	return 0;
 }

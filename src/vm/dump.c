@@ -72,13 +72,17 @@ static void dump_control(FILE *f, const struct x86_state *s)
 		s->lstar, s->cstar, s->sfmask);
 	fprintf(f, "kernel_gs_base %016" PRIx64 "  sysenter %" PRIx64 ":%" PRIx64 " esp %" PRIx64 "\n",
 		s->kernel_gs_base, s->sysenter_cs, s->sysenter_eip, s->sysenter_esp);
-	fprintf(f, "dr0 %" PRIx64 "  dr1 %" PRIx64 "  dr2 %" PRIx64 "  dr3 %" PRIx64 "  dr6 %" PRIx64 "  dr7 %" PRIx64 "\n",
-		s->dr[0], s->dr[1], s->dr[2], s->dr[3], s->dr[6], s->dr[7]);
+	fprintf(f, "dr");
+	for (int i = 0; i < 8; i++)
+		if (i < 4 || i > 5)
+			fprintf(f, " %d:%" PRIx64, i, s->dr[i]);
+	fprintf(f, "\n");
 }
 
 static void dump_code(FILE *f, struct vcpu *v, const struct x86_state *s)
 {
-	fprintf(f, "code around cs:rip (%s, > marks rip):\n ", x86_code64(s) ? "64-bit" : x86_protected(s) ? "protected mode" : "real mode");
+	const char *mode = x86_code64(s) ? "64-bit" : x86_protected(s) ? "protected mode" : "real mode";
+	fprintf(f, "code around cs:rip (%s, > marks rip):\n ", mode);
 	for (int i = 0; i < CODE_BYTES; i++) {
 		int byte = read_byte(v, s, linear_address(s, SREG_CS, s->rip + (uint64_t)i - CODE_BEFORE));
 		const char *mark = i == CODE_BEFORE ? ">" : " ";

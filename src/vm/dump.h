@@ -9,8 +9,8 @@
 
 struct vcpu;
 
-/* Write registers, segments, code around rip and the top of the stack of `v` to $TMPDIR/trapline-dump-XXXXXX.txt (or /tmp).
- * 0 with the path in `path`, or -errno (path empty). */
+/* Write registers, segments, code around rip and the top of the stack of `v` to trapline-dump-XXXXXX.txt in the VM's
+ * dump_dir, $TMPDIR or /tmp. 0 with the path in `path`, or -errno (path empty). */
 int dump_write(struct vcpu *v, const char *why, char *path, size_t path_size);
 
 #endif

@@ -14,7 +14,8 @@
 #include "irqchip/lapic.h"
 #include "vm/vm.h"
 
-/* Bits of vcpu.request; the low byte is the start-up vector. A start-up IPI counts only after an INIT, served or not. */
+/* Bits of vcpu.request; the low byte is the start-up vector. A start-up IPI counts only after an INIT, served or not
+ * yet. */
 #define REQUEST_INIT (1u << 31)
 #define REQUEST_SIPI (1u << 30)
 #define REQUEST_VECTOR 0xffu
@@ -22,7 +23,7 @@
 /* --- waiting and waking --- */
 
 /* Whoever wants attention first makes its wish visible, then calls this. The sleeper sets `sleeping` before it reads
- * `wake` and looks for wishes; all four are sequentially consistent, so either it sees the wish or we see it sleeping. */
+ * `wake` and looks for wishes; all are sequentially consistent, so either it sees the wish or we see it sleeping. */
 static void wake_up(struct vcpu *v)
 {
 	atomic_fetch_add(&v->wake, 1);
@@ -80,6 +81,8 @@ static void lapic_kick(void *opaque)
 static void lapic_nmi(void *opaque)
 {
 	struct vcpu *v = opaque;
+	if (atomic_load(&v->wait_sipi))
+		return; /* not started: it has no handler, and nothing to interrupt */
 	v->vm->config.accel->vcpu_nmi(v->accel);
 	atomic_store(&v->nmi, true);
 	wake_up(v);
@@ -150,17 +153,6 @@ static void sync_tsc(struct vcpu *v)
 	pvclock_set_tsc_offset(&v->vm->pvclock, v->index, s.tsc_offset);
 }
 
-/* CPUID shows whether the LAPIC is on, so the accelerator's copy of IA32_APIC_BASE follows. */
-static void sync_apic_base(struct vcpu *v, uint64_t value)
-{
-	struct x86_state s;
-	vcpu_get_state(v, &s);
-	if (!((s.apic_base ^ value) & APIC_BASE_EN))
-		return;
-	s.apic_base = value;
-	vcpu_set_state(v, &s);
-}
-
 static int exit_msr_read(struct vcpu *v, struct accel_exit *exit)
 {
 	int r = lapic_rdmsr(v->lapic, exit->msr.index, &exit->msr.value);
@@ -176,8 +168,6 @@ static int exit_msr_write(struct vcpu *v, struct accel_exit *exit)
 	if (index == MSR_TSC_DEADLINE)
 		sync_tsc(v);
 	int r = lapic_wrmsr(v->lapic, index, value);
-	if (r == 0 && index == MSR_APIC_BASE)
-		sync_apic_base(v, value);
 	if (r == -ENOENT && v->vm->config.kvm_leaves) {
 		r = pvclock_wrmsr(&v->vm->pvclock, v->index, index, value);
 		if (r == 0)
@@ -218,7 +208,8 @@ static int exit_emulation_failed(struct vcpu *v, struct accel_exit *exit)
 {
 	char reason[256];
 	int n = snprintf(reason, sizeof(reason), "vCPU %u at rip 0x%llx: %s", v->index,
-			 (unsigned long long)exit->failed.rip, exit->failed.why ? exit->failed.why : "cannot be emulated");
+			 (unsigned long long)exit->failed.rip,
+			 exit->failed.why ? exit->failed.why : "cannot be emulated");
 	if (exit->failed.nbytes && n < 200) {
 		n += snprintf(reason + n, sizeof(reason) - (size_t)n, "; bytes");
 		for (int i = 0; i < exit->failed.nbytes && i < 15 && n < 250; i++)
@@ -275,7 +266,8 @@ static int vcpu_exit(void *opaque, struct accel_exit *exit)
 
 /* --- the thread --- */
 
-/* INIT (SDM 3A 10.4.7.3, table 9-1): the bootstrap processor starts at its reset vector, others wait for a start-up IPI. */
+/* INIT (SDM 3A 10.4.7.3, table 9-1): the bootstrap processor starts at its reset vector, others wait for a start-up
+ * IPI. */
 static void serve_init(struct vcpu *v)
 {
 	/* In this order: a start-up IPI that comes now must find either the request or the wait state. */

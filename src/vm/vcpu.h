@@ -39,8 +39,8 @@ struct vcpu {
 	_Atomic uint64_t exits[ACCEL_EXIT_EMULATION_FAILED + 1]; /* written by own thread */
 };
 
-/* Create vCPU `index` of vm (whose accelerator VM, irqchip and buses exist). In reset state; all but 0 wait for a start-up
- * IPI. */
+/* Create vCPU `index` of vm (whose accelerator VM, irqchip and buses exist). In reset state; all but 0 wait for a
+ * start-up IPI. */
 int vcpu_create(struct vcpu *v, struct vm *vm, unsigned index, struct error *err);
 void vcpu_destroy(struct vcpu *v);
 

@@ -1,9 +1,9 @@
 /*
  * A virtual machine without its devices: RAM, accelerator, vCPUs, interrupt controllers, buses, event loop.
  *
- * The machine (machine/pc) creates it, puts devices on the buses, sets the bootstrap processor's state and calls vm_run on
- * the main thread. A VM ends once: by power-off, reset, debug exit or a failure; the first request counts. Rebooting is
- * destroying it and building a new one.
+ * The machine (machine/pc) creates it, puts devices on the buses, sets the bootstrap processor's state and calls vm_run
+ * on the main thread. A VM ends once: by power-off, reset, debug exit or a failure; the first request counts. Rebooting
+ * is destroying it and building a new one.
  */
 #ifndef TRAPLINE_VM_VM_H
 #define TRAPLINE_VM_VM_H

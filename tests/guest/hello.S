@@ -4,6 +4,8 @@
  *   0-9  debug exit with that value     p  ACPI power-off       r  reset by port 0xcf9
  *   t    triple fault                   u  an undefined instruction without an IDT (a triple fault too)
  *   i    take PIT interrupts through the PIC in HLT, count ten, debug exit 0
+ *   s    after a digit n: start all other processors by INIT and SIPI, wait until n of them have gone from real to
+ *        protected mode, debug exit 0
  *   l    enter 64-bit mode and back out by debug exit 0
  * Debug exit 0x3f: entered without the multiboot magic. 0x3e: unknown request.
  */
@@ -52,6 +54,8 @@ start:
 	je interrupts
 	cmp $'l', %al
 	je long_mode
+	cmp $'s', %al
+	je processors
 	mov $0x3e, %al
 	jmp exit
 
@@ -158,6 +162,54 @@ irq0:
 	pop %eax
 	iret
 
+/* INIT, then SIPI twice, to all but ourselves (SDM 3A 8.4.4.1), without the waits that only old hardware needs. */
+#define LAPIC_ICR 0xfee00300
+#define TRAMPOLINE 0x8000
+processors:
+	movzbl -3(%esi), %ebx
+	sub $'0', %ebx
+	mov $trampoline, %esi
+	mov $TRAMPOLINE, %edi
+	mov $trampoline_end - trampoline, %ecx
+	rep movsb
+	movl $0x000c4500, LAPIC_ICR
+	movl $0x000c4600 | TRAMPOLINE >> 12, LAPIC_ICR
+	movl $0x000c4600 | TRAMPOLINE >> 12, LAPIC_ICR
+1:	pause
+	cmp %ebx, ap_count
+	jb 1b
+	jne 2f
+	mov $started, %esi
+	call puts
+	xor %eax, %eax
+	jmp exit
+2:	mov $1, %eax
+	jmp exit
+
+	.code16
+trampoline:
+	cli
+	mov %cs, %ax
+	mov %ax, %ds
+	lgdtl trampoline_gdtr - trampoline
+	mov %cr0, %eax
+	or $1, %eax
+	mov %eax, %cr0
+	ljmpl $0x10, $ap_protected
+trampoline_gdtr:
+	.word 31
+	.long gdt
+trampoline_end:
+
+	.code32
+ap_protected:
+	mov $0x18, %eax
+	mov %eax, %ds
+	mov %eax, %ss
+	lock incl ap_count
+1:	hlt
+	jmp 1b
+
 /* Identity-map 1 GiB with 2 MiB pages and jump to 64-bit code. */
 long_mode:
 	mov $pd, %edi
@@ -213,13 +265,15 @@ in_long:
 hello:	.asciz "hello from the guest: "
 newline: .asciz "\n"
 ticked:	.asciz "ten ticks\n"
+started: .asciz "processors started\n"
 message64: .asciz "64-bit mode\n"
 	.balign 4
 no_idt:	.word 0
 	.long 0
 	.balign 8
-gdt:	.quad 0, 0x00af9b000000ffff
-gdtr:	.word 15
+/* null, 64-bit code, 32-bit code, data */
+gdt:	.quad 0, 0x00af9b000000ffff, 0x00cf9b000000ffff, 0x00cf93000000ffff
+gdtr:	.word 31
 	.long gdt
 
 	.data
@@ -230,6 +284,7 @@ idt:	.fill 0x20, 8, 0
 idtr:	.word 0x21 * 8 - 1
 	.long idt
 ticks:	.long 0
+ap_count: .long 0
 
 	.bss
 	.balign 4096

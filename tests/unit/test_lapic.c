@@ -77,7 +77,8 @@ static void advance_to(uint64_t ns)
 /* --- a chip and what its CPUs saw --- */
 
 struct cpu {
-	int kicks, nmis, inits, sipis;
+	_Atomic int kicks;
+	int nmis, inits, sipis;
 	uint8_t sipi_vector;
 };
 
@@ -739,6 +740,88 @@ static void lint0_level(void **state)
 	drop(&f);
 }
 
+/* Three processors interrupt each other, take what comes and end it, while a level line goes up and down: nothing is lost,
+ * nothing stays behind. Under the thread sanitizer this is the test of the locking. */
+#define STORM 5000
+
+struct stormer {
+	struct fixture *f;
+	unsigned self;
+	unsigned taken;
+	struct irq_line line;
+};
+
+static void take_all(struct stormer *s)
+{
+	struct lapic *l = s->f->l[s->self];
+	while (lapic_pending(l)) {
+		if (lapic_ack(l) < 0)
+			continue;
+		s->taken++;
+		/* The device of the level line is quiet once its handler ran. */
+		pthread_mutex_lock(&s->f->lock);
+		irq_set(&s->line, 0);
+		pthread_mutex_unlock(&s->f->lock);
+		lapic_wrmsr(l, 0x80b, 0);
+	}
+}
+
+static void *storm(void *opaque)
+{
+	struct stormer *s = opaque;
+	struct lapic *l = s->f->l[s->self];
+	for (unsigned i = 0; i < STORM; i++) {
+		uint64_t dest = (s->self + 1 + i % 2) % 3;
+		lapic_wrmsr(l, 0x830, dest << 32 | (0x40 + i % 0x80));
+		lapic_set_cr8(l, i % 5);
+		take_all(s);
+		if (i % 7 == 0) {
+			pthread_mutex_lock(&s->f->lock);
+			irq_set(&s->line, 1);
+			pthread_mutex_unlock(&s->f->lock);
+		}
+		if (i % 11 == 0)
+			irqchip_msi(s->f->chip, 0xfeeff000, 0x100 | 0x31); /* lowest priority */
+	}
+	return NULL;
+}
+
+static void storms(void **state)
+{
+	(void)state;
+	struct fixture f;
+	struct stormer s[3];
+	pthread_t t[3];
+	build(&f, 3);
+	ioapic_write(&f.chip->ioapic, 0, 0x32);
+	ioapic_write(&f.chip->ioapic, 0x10, 0x8035); /* pin 17: level, to 0, a vector of its own */
+	for (unsigned i = 0; i < 3; i++) {
+		to_x2apic(f.l[i]);
+		s[i] = (struct stormer){ .f = &f, .self = i, .line = irqchip_line(f.chip, 17) };
+	}
+	for (unsigned i = 0; i < 3; i++)
+		pthread_create(&t[i], NULL, storm, &s[i]);
+	for (unsigned i = 0; i < 3; i++)
+		pthread_join(t[i], NULL);
+	for (unsigned round = 0; round < 2; round++) {
+		for (unsigned i = 0; i < 3; i++) {
+			lapic_set_cr8(f.l[i], 0);
+			take_all(&s[i]);
+		}
+	}
+	for (unsigned i = 0; i < 3; i++) {
+		assert_false(lapic_pending(f.l[i]));
+		assert_true(s[i].taken > 0 && atomic_load(&f.cpu[i].kicks) > 0);
+		for (unsigned r = 0; r < 8; r++) {
+			assert_int_equal(msr(f.l[i], 0x810 + r), 0);
+			assert_int_equal(msr(f.l[i], 0x820 + r), 0);
+		}
+	}
+	assert_int_equal(f.chip->ioapic.line & 1u << 17, 0);
+	assert_false(f.chip->ioapic.rte[17] & IOAPIC_RTE_REMOTE_IRR);
+	drop(&f);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -752,6 +835,7 @@ int main(void)
 		cmocka_unit_test(stale_timer_call),	 cmocka_unit_test(level_through_ioapic),
 		cmocka_unit_test(virtual_wire),		 cmocka_unit_test(extint_through_ioapic),
 		cmocka_unit_test(gsi_routing),		 cmocka_unit_test(lint0_level),
+		cmocka_unit_test(storms),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -227,7 +227,7 @@ static void spurious(void **state)
 	pic_write_elcr(&pic, 1, 0x04);
 	pic_set_line(&pic, 10, 1);
 	assert_int_equal(w.level, 1);
-	/* The slave's request disappears between the master's and the slave's turn: IRQ 15 from the slave, IR2 in service. */
+	/* The slave's request disappears between the master's turn and its own: IRQ 15, with the master's IR2 in service. */
 	pic.chip[1].line = pic.chip[1].irr = 0;
 	assert_int_equal(pic_inta(&pic), 0x2f);
 	assert_int_equal(isr(&pic, SLAVE), 0);

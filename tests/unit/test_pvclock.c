@@ -66,7 +66,8 @@ static struct info info_at(struct fixture *f, uint64_t gpa)
 static void scale(void **state)
 {
 	(void)state;
-	static const uint64_t rates[] = { 1000000, 999999999, 1000000000, 1000000001, 2000000000, 2449999000, 5200000000 };
+	static const uint64_t rates[] = { 1000000,    999999999,  1000000000, 1000000001,
+					  2000000000, 2449999000, 5200000000 };
 	for (unsigned i = 0; i < sizeof(rates) / sizeof(rates[0]); i++) {
 		struct info t = { 0 };
 		pvclock_scale(rates[i], &t.mul, &t.shift);

@@ -525,3 +525,83 @@ int x86_decode(const uint8_t *bytes, unsigned n, enum x86_mode mode, struct x86_
 	decode_flags(&zi, out);
 	return 0;
 }
+
+static void vectors_operand(const ZydisDecodedOperand *op, struct x86_vectors *out)
+{
+	ZydisRegister reg = op->reg.value;
+	int n = -1;
+
+	if (reg >= ZYDIS_REGISTER_XMM0 && reg <= ZYDIS_REGISTER_XMM15)
+		n = reg - ZYDIS_REGISTER_XMM0;
+	else if (reg >= ZYDIS_REGISTER_YMM0 && reg <= ZYDIS_REGISTER_YMM15)
+		n = reg - ZYDIS_REGISTER_YMM0;
+	else if (reg >= ZYDIS_REGISTER_MM0 && reg <= ZYDIS_REGISTER_MM7)
+		out->mmx = true;
+	if (n < 0)
+		return;
+	bool writes = op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
+	if (writes)
+		out->written |= 1u << n;
+	if (!out->vex || (op->actions & (ZYDIS_OPERAND_ACTION_MASK_READ | ZYDIS_OPERAND_ACTION_CONDWRITE)))
+		out->read |= 1u << n;
+}
+
+void x86_vectors(const struct x86_insn *in, struct x86_vectors *out)
+{
+	ZydisDecoderContext context;
+	ZydisDecodedInstruction zi;
+	ZydisDecodedOperand ops[ZYDIS_MAX_OPERAND_COUNT];
+
+	memset(out, 0, sizeof(*out));
+	if (!ZYAN_SUCCESS(ZydisDecoderDecodeInstruction(&decoders[in->mode], &context, in->bytes, in->len, &zi)) ||
+	    !ZYAN_SUCCESS(ZydisDecoderDecodeOperands(&decoders[in->mode], &context, &zi, ops, zi.operand_count)))
+		return;
+	out->vex = zi.encoding == ZYDIS_INSTRUCTION_ENCODING_VEX;
+	out->wide = out->vex && zi.raw.vex.L;
+	for (unsigned i = 0; i < zi.operand_count; i++)
+		if (ops[i].type == ZYDIS_OPERAND_TYPE_REGISTER)
+			vectors_operand(&ops[i], out);
+	switch (zi.meta.isa_set) {
+	case ZYDIS_ISA_SET_X87:
+	case ZYDIS_ISA_SET_FCMOV:
+	case ZYDIS_ISA_SET_SSE3X87:
+		out->x87 = true;
+		break;
+	default:
+		break;
+	}
+	switch (zi.mnemonic) {
+	case ZYDIS_MNEMONIC_EMMS:
+		out->mmx = true;
+		break;
+	case ZYDIS_MNEMONIC_FNCLEX:
+	case ZYDIS_MNEMONIC_FNINIT:
+	case ZYDIS_MNEMONIC_FNSTCW:
+	case ZYDIS_MNEMONIC_FNSTSW:
+	case ZYDIS_MNEMONIC_FNSTENV:
+	case ZYDIS_MNEMONIC_FNSAVE:
+	case ZYDIS_MNEMONIC_FLDCW:
+	case ZYDIS_MNEMONIC_FLDENV:
+	case ZYDIS_MNEMONIC_FRSTOR:
+	case ZYDIS_MNEMONIC_FWAIT:
+		out->x87_control = true;
+		break;
+	default:
+		break;
+	}
+	/* The exception classes without floating-point arithmetic (SDM 2A 2.7): moves, logic, integers. */
+	switch (zi.meta.exception_class) {
+	case ZYDIS_EXCEPTION_CLASS_SSE1:
+	case ZYDIS_EXCEPTION_CLASS_SSE4:
+	case ZYDIS_EXCEPTION_CLASS_SSE5:
+	case ZYDIS_EXCEPTION_CLASS_SSE7:
+	case ZYDIS_EXCEPTION_CLASS_AVX1:
+	case ZYDIS_EXCEPTION_CLASS_AVX4:
+	case ZYDIS_EXCEPTION_CLASS_AVX5:
+	case ZYDIS_EXCEPTION_CLASS_AVX6:
+	case ZYDIS_EXCEPTION_CLASS_AVX7:
+		break;
+	default:
+		out->mxcsr = true;
+	}
+}

@@ -66,6 +66,16 @@ struct x86_insn {
  * Decode errors never read past bytes[n]. */
 int x86_decode(const uint8_t *bytes, unsigned n, enum x86_mode mode, struct x86_insn *out);
 
+/* Vector and x87 registers of an instruction, for those who load them one by one. */
+struct x86_vectors {
+	uint16_t read, written; /* XMM/YMM numbers; legacy SSE destinations count as read (they keep their upper part) */
+	bool vex, wide;		/* VEX-encoded; VEX.L = 256 bits */
+	bool x87, mmx;		/* also touches x87 registers, MMX registers */
+	bool mxcsr;		/* may depend on or change MXCSR */
+	bool x87_control;	/* x87, but not one that updates the instruction and data pointers */
+};
+void x86_vectors(const struct x86_insn *in, struct x86_vectors *out);
+
 /* What to put in place of the memory operand. */
 struct x86_rewrite {
 	uint8_t map[16]; /* guest GPR -> host GPR, for explicit register operands (ModRM.reg, ModRM.rm, opcode reg, VEX.vvvv). Registers

@@ -1,7 +1,6 @@
 #include "guestabi/kvm/pvclock.h"
 
 #include <errno.h>
-#include <stdatomic.h>
 #include <string.h>
 
 #include "base/clock.h"
@@ -74,8 +73,7 @@ void pvclock_reset(struct pvclock *pv)
 static uint32_t update_begin(uint32_t *version)
 {
 	uint32_t odd = __atomic_load_n(version, __ATOMIC_RELAXED) | 1;
-	__atomic_store_n(version, odd, __ATOMIC_RELAXED);
-	__atomic_thread_fence(__ATOMIC_RELEASE);
+	__atomic_exchange_n(version, odd, __ATOMIC_SEQ_CST); /* no later store moves above it */
 	return odd;
 }
 

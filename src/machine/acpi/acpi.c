@@ -168,7 +168,7 @@ static size_t put_fadt(struct aml *b, uint64_t facs, uint64_t dsdt)
 	aml_u8(b, 6);  /* RESET_VALUE: full CPU reset */
 	aml_u16(b, 0); /* ARM_BOOT_ARCH */
 	aml_u8(b, 4);  /* minor version: 6.4 */
-	aml_u64(b, facs);
+	aml_u64(b, 0); /* X_FIRMWARE_CTRL: only one of the two may be set */
 	aml_u64(b, dsdt);
 	put_gas(b, GAS_IO, 32, GAS_WORD, evt);
 	put_gas(b, 0, 0, 0, 0);

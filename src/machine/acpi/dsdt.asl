@@ -160,7 +160,7 @@ DefinitionBlock ("", "DSDT", 2, "TRAPLN", "TRAPLINE", 0x00000001)
 			})
 		}
 
-		/* What is decoded and belongs to no other device: ECAM, IOAPIC, LAPIC, PM block, reset and debug ports. */
+		/* What is decoded and belongs to no other device: ECAM, PM block, reset and debug ports. */
 		Device (MBRD)
 		{
 			Name (_HID, EisaId ("PNP0C02"))
@@ -168,8 +168,6 @@ DefinitionBlock ("", "DSDT", 2, "TRAPLN", "TRAPLINE", 0x00000001)
 			Name (_CRS, ResourceTemplate ()
 			{
 				Memory32Fixed (ReadWrite, 0xE0000000, 0x10000000)
-				Memory32Fixed (ReadWrite, 0xFEC00000, 0x00001000)
-				Memory32Fixed (ReadWrite, 0xFEE00000, 0x00001000)
 				IO (Decode16, 0x0600, 0x0600, 0x01, 0x80)
 				IO (Decode16, 0x0092, 0x0092, 0x01, 0x01)
 				IO (Decode16, 0x00F4, 0x00F4, 0x01, 0x04)

@@ -1,0 +1,363 @@
+/*
+ * Inside the translator: the structures that its files share.
+ *
+ * Host registers while translated code runs (every guest instruction boundary):
+ *   rax rcx rdx rbx rbp rsi rdi r12 r13 r14, xmm/ymm, x87, MXCSR, status flags: the guest's own
+ *   r15: guest RSP             r8, r9: scratch (T1, T2)
+ *   r10: addend of the active merged group, else scratch      r11: addend of the stack window
+ *   rsp: the private stack: return addresses of guest calls ("shadow stack"), and room for stubs
+ *   gs:  struct dbt_vcpu; guest r8-r11 and r15 live in its state
+ *
+ * Threads and locks. Each vCPU has its own thread. `vm->lock` (the translation lock) guards everything that is shared and
+ * written: code cache, blocks, links, views, page_code. Lookup of blocks is lock-free: blocks are published with release
+ * stores and freed only with the world stopped. A vCPU is "inside" (v->inside) while it runs translated code or a light helper;
+ * dbt_world_stop waits until all others are outside and keeps them there. Whoever is inside never waits for a lock.
+ *
+ * Light helpers run with the guest's FPU state live in the host registers: their files are compiled with
+ * -mgeneral-regs-only, and they call nothing else. Everything else ("heavy") runs after dbt_fpu_save.
+ */
+#ifndef TRAPLINE_ACCEL_DBT_DBT_H
+#define TRAPLINE_ACCEL_DBT_DBT_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "accel/accel.h"
+#include "accel/dbt/asm.h"
+#include "cpu/x86/emu.h"
+#include "cpu/x86/insn.h"
+#include "mem/ram.h"
+
+#define PAGE_SIZE 4096ull
+#define PAGE_MASK (~(PAGE_SIZE - 1))
+
+/* Roles of host registers. */
+enum { T1 = H_R8, T2 = H_R9, GRP = H_R10, STK = H_R11, GSP = H_R15 };
+
+/* --- Mode: what a block's code depends on besides its bytes and address --- */
+enum {
+	MODE_USER = 1 << 0,    /* CPL 3: the user TLB */
+	MODE_FPU = 1 << 1,     /* x87, SSE and AVX all usable: run them natively; else each goes through the stepper */
+	MODE_TSD = 1 << 2,     /* CR4.TSD and CPL 3: RDTSC faults */
+	MODE_NOMERGE = 1 << 3, /* every access checked by itself, no stack window: where a merged check failed */
+	MODE_VIEW = MODE_USER | MODE_FPU | MODE_TSD, /* the part that a token stands for */
+};
+
+/* --- Soft TLB --- */
+#define TLB_BITS 12
+#define TLB_SIZE (1u << TLB_BITS)
+
+/* Tags are kept negated so that a check adds them. An entry is invalid for an access kind when its tag is a page that maps to
+ * another index (tlb_none). */
+struct tlb_entry {
+	uint64_t nread;	 /* -(page gva), or tlb_none(index) */
+	uint64_t nwrite; /* same, for stores: only if the PTE is writable and dirty and the page holds no code */
+	uint64_t addend; /* hva - gva */
+	uint8_t *hpage;	 /* hva of the page */
+};
+
+static inline uint64_t tlb_none(unsigned index)
+{
+	return -((uint64_t)(index ^ 1) << 12);
+}
+
+/* Second level: PCID-tagged, in C. */
+#define TLB2_SETS 1024
+#define TLB2_WAYS 4
+struct tlb2_entry {
+	uint64_t page; /* gva */
+	uint64_t gpa;  /* page */
+	uint32_t gen;  /* pcid_gen at fill; not looked at for global ones */
+	uint16_t pcid;
+	uint8_t flags; /* T2_* */
+};
+enum { T2_VALID = 1, T2_WRITABLE = 2, T2_USER = 4, T2_NX = 8, T2_GLOBAL = 16, T2_DIRTY = 32, T2_LARGE = 64, T2_HUGE = 128 };
+
+#define ITLB_SIZE 512
+struct itlb_entry {
+	uint64_t tag; /* page gva | MODE_USER, valid if gen matches */
+	uint64_t gpa;
+	uint64_t gen;
+	bool global;
+};
+
+/* Blocks that helpers jump to (system call entry, its return, IRET), by pc: valid as far as their token check says. */
+#define JUMP_CACHE 1024
+#define JUMP_HASH(pc) (((pc) ^ (pc) >> 10) & (JUMP_CACHE - 1))
+struct jump_cache {
+	uint64_t pc;
+	uint32_t mode;
+	uint32_t at; /* RX of the block's token check */
+};
+
+#define TOKEN_SLOTS 4096
+#define ICACHE_SIZE 65536
+
+/* Why translated code came back to the dispatcher. */
+enum dbt_exit {
+	DBT_EXIT_LINK,	 /* exit_arg: link index, not linked yet */
+	DBT_EXIT_TARGET, /* indirect jump or return missed: exit_pc is the guest target */
+	DBT_EXIT_TOKEN,	 /* exit_arg: block whose page token did not match */
+	DBT_EXIT_POLL,	 /* exit_arg: block at whose entry exit_req was seen */
+	DBT_EXIT_STEP,	 /* exit_pc: an instruction for the stepper */
+	DBT_EXIT_PC,	 /* go on at exit_pc; look for interrupts and changed state first */
+};
+
+struct dbt_vm;
+
+struct dbt_vcpu {
+	struct x86_state s; /* offset 0; gprs 8-11 and 15 are live here while translated code runs */
+
+	/* Hot slots of generated code. */
+	uint8_t exit_req;	 /* [a] leave at the next poll */
+	uint8_t iflag;		 /* RFLAGS.IF; s.rflags has it only outside */
+	uint8_t irq_waiting;	 /* an interrupt waits for IF: STI looks */
+	uint64_t hflags;	 /* host RFLAGS at the last exit: the guest's status flags */
+	uint64_t stack_ntag;	 /* negated gva of the stack window page, all ones << 63 when none */
+	uint64_t stack_addend;	 /* r11 while outside */
+	uint64_t group_addend;	 /* r10 while outside */
+	uint64_t shadow_rsp;	 /* rsp of translated code while outside: the current CPL class's private stack */
+	uint64_t shadow_other;	 /* the other class's (user / supervisor) */
+	uint64_t host_rsp;	 /* the thread's C stack while inside */
+	uint64_t enter_at;	 /* RX address to enter */
+	uint32_t exit_reason, exit_arg;
+	uint64_t exit_pc;
+	uint64_t save_rax, save_flags; /* flag saving around checks; scratch of stubs */
+	uint64_t pext_status;	 /* constant FL_STATUS, operand of flagless masking */
+	uint64_t pext_63, pext_31;
+	struct dbt_vcpu *self;
+
+	struct tlb_entry tlb[2][TLB_SIZE]; /* 0 supervisor, 1 user */
+	uint32_t token[TOKEN_SLOTS];
+	uint32_t icache[ICACHE_SIZE]; /* low 16 bits of a target -> RX address that checks it */
+
+	/* --- not used by generated code --- */
+	uint16_t fill_list[2][TLB_SIZE]; /* entries filled from non-global pages */
+	unsigned fill_count[2];
+	uint16_t token_list[TOKEN_SLOTS];
+	unsigned token_count;
+	struct tlb2_entry tlb2[TLB2_SETS][TLB2_WAYS];
+	uint32_t pcid_gen[4096]; /* second-level entries of a PCID are valid only with its current generation */
+	unsigned tlb2_rr;
+	struct itlb_entry itlb[ITLB_SIZE];
+	uint64_t itlb_gen;
+	struct jump_cache jump_cache[JUMP_CACHE];
+	uint64_t large_map[64]; /* Bloom bits by gva >> 21: entries here came from a large page */
+	bool has_huge;
+	uint64_t tlb_gen; /* counts flushes and revoked write tags: a block is resumed in the middle only if unchanged */
+
+	bool fpu_live; /* the guest's FPU state is in the host registers */
+	bool shadow_reset[2]; /* [a] empty the private stack of supervisor (0) / user (1) code before entering */
+	bool super_local; /* supervisor code was run from a page that is not global */
+	uint8_t shadow_class; /* whose stack shadow_rsp is */
+	uint64_t resume_pc, resume_gen; /* after a step: if rip is resume_pc and nothing was flushed, enter at resume_at */
+	uint32_t resume_at;
+	struct emu_fault fault;
+
+	_Atomic uint8_t inside;
+	_Atomic uint8_t kicked;	    /* accel_vcpu_kick since last looked */
+	_Atomic uint8_t nmi;
+	_Atomic uint8_t work;	    /* flush_all_requested etc. by the world stopper */
+
+	struct dbt_vm *vm;
+	struct emu emu;
+	struct accel_vcpu_config config;
+	bool io_stop;	/* a handler asked to stop */
+	uint8_t *shadow_base; /* private stack mapping: guard page, stack, guard page */
+	void *sigstack;
+	uint64_t rng; /* RANDOM_FLUSH */
+	uint64_t icount;
+	struct accel_stats stats;
+	struct {
+		uint64_t pc;
+		uint32_t tb;
+	} trace[64]; /* last dispatcher entries, for dumps */
+	unsigned trace_at;
+};
+
+/* --- Blocks --- */
+struct tb {
+	uint64_t pc, phys; /* guest linear and physical address of the first byte */
+	uint32_t mode;
+	uint32_t view;	   /* index of its view */
+	uint32_t checked, poll, body; /* RX entry points: token check, interrupt poll, code */
+	uint32_t ind;	   /* RX of its indirect entry thunk, 0 if none yet */
+	uint32_t host_end; /* RX end of its code */
+	uint32_t meta;	   /* first of its ninsn insn_meta */
+	uint16_t ninsn, len;
+	uint8_t flags_live; /* status flags are read before written */
+	uint8_t dead;
+	uint8_t cross;	   /* its one instruction continues on page phys2 */
+	uint64_t phys2;
+	_Atomic uint32_t hash_next;
+	uint32_t page_next, page2_next; /* in the list of its physical page(s) */
+	uint32_t incoming; /* links that jump here */
+};
+
+struct insn_meta {
+	uint32_t host; /* RX of the instruction's first byte */
+	uint16_t pc;   /* offset from tb->pc */
+	uint16_t cold; /* unused */
+};
+
+/* A patchable jump or call out of a block. */
+struct link {
+	uint32_t rel32_at; /* RX address of the 4-aligned rel32 */
+	uint32_t stub;	   /* RX it goes to while unlinked */
+	uint32_t src, dst; /* blocks; dst 0 while unlinked */
+	uint32_t next;	   /* next link into dst */
+	uint64_t pc;	   /* guest target */
+	uint32_t mode;
+	uint8_t backward;  /* must poll */
+};
+
+/* A (virtual page, physical page, mode) that has blocks; a vCPU whose token slot holds `token` has checked that mapping since its
+ * last TLB flush. */
+struct view {
+	uint64_t va, pa;
+	uint32_t mode;
+	uint32_t token;
+	uint32_t hash_next, page_next;
+	bool dead;
+};
+
+/* A physical page that holds translated code. */
+struct page_code {
+	uint32_t tbs, views; /* lists */
+	uint64_t lines;	     /* 64-byte lines that blocks depend on */
+};
+
+#define TB_HASH_BITS 16
+#define VIEW_HASH_BITS 14
+#define PAGE_CODE 1   /* page_state: holds translated code: no write tags */
+#define PAGE_WTAG 2   /* some vCPU may hold a write tag */
+
+struct dbt_vm {
+	struct guest_ram *ram;
+	unsigned ncpus, debug;
+	struct dbt_vcpu *vcpu[64];
+	pthread_mutex_t lock;
+
+	/* Code cache: one memfd, mapped RW and (below 2 GiB) RX. */
+	uint8_t *rw, *rx;
+	size_t code_size, code_used, code_stubs; /* stubs at the start survive flushes */
+	struct {
+		uint32_t enter;		/* C function: void (void) */
+		uint32_t exit;		/* jump here with exit_reason set */
+		uint32_t lookup;	/* jump here with T1 = guest target: through the icache */
+		uint32_t miss;		/* what empty icache slots hold: exit with DBT_EXIT_TARGET */
+		uint32_t ret_underflow; /* at the bottom of the private stacks */
+		uint32_t link;		/* exits with exit_arg set by the site: DBT_EXIT_LINK */
+		uint32_t step;		/* exits: T1 = guest pc, DBT_EXIT_STEP */
+		uint32_t pc;		/* exits: T1 = guest pc, DBT_EXIT_PC */
+		uint32_t poll, token;	/* exits with exit_arg = block */
+		uint32_t fill_single, fill_group, fill_stack; /* call these; see softmmu.c */
+		uint32_t string, syscall, sysret, iret;
+	} stub;
+
+	struct tb *tb; /* index 0 unused */
+	uint32_t ntb, max_tb;
+	struct link *link;
+	uint32_t nlink, max_link;
+	struct view *view;
+	uint32_t nview, max_view;
+	struct insn_meta *meta;
+	uint32_t nmeta, max_meta;
+	_Atomic uint32_t tb_hash[1 << TB_HASH_BITS];
+	uint32_t view_hash[1 << VIEW_HASH_BITS];
+	uint32_t next_token;
+	struct page_code **page_code; /* by RAM page index */
+	_Atomic uint8_t *page_state;  /* by RAM page index */
+	uint64_t npages;
+
+	/* Stopping the world. */
+	pthread_mutex_t world; /* held by the stopper */
+	pthread_cond_t world_go;
+	_Atomic uint32_t stop_requested;
+	uint64_t flushes, translated, translated_insns;
+};
+
+#define OFF(field) ((uint32_t)offsetof(struct dbt_vcpu, field))
+#define OFF_GPR(n) ((uint32_t)(offsetof(struct dbt_vcpu, s.gpr) + 8u * (unsigned)(n)))
+
+/* --- stubs.c --- */
+int dbt_stubs_emit(struct dbt_vm *vm);
+/* Run translated code at v->enter_at until it exits (calls the enter stub). */
+void dbt_enter(struct dbt_vcpu *v);
+/* A stub that saves the light set, calls fn(v, T1, T2, return address), and goes on where it says (0: back to the caller). */
+typedef uint64_t (*dbt_helper)(struct dbt_vcpu *v, uint64_t t1, uint64_t t2, uint64_t ret);
+
+/* --- cache.c --- (lock held unless said otherwise) */
+int dbt_cache_create(struct dbt_vm *vm, size_t code_size, struct error *err);
+void dbt_cache_destroy(struct dbt_vm *vm);
+uint32_t dbt_tb_lookup(struct dbt_vm *vm, uint64_t pc, uint64_t phys, uint32_t mode); /* no lock; 0 if none */
+void dbt_tb_publish(struct dbt_vm *vm, uint32_t tb);
+struct tb *dbt_tb_by_host(struct dbt_vm *vm, uint32_t rx);			      /* no lock; NULL outside */
+uint32_t dbt_view_get(struct dbt_vm *vm, uint64_t va, uint64_t pa, uint32_t mode);
+void dbt_link(struct dbt_vm *vm, uint32_t link, uint32_t tb);
+/* RAM page index of a gpa, or -1. */
+int64_t dbt_ram_page(const struct dbt_vm *vm, uint64_t gpa);
+/* Drop all blocks of the page. */
+void dbt_page_invalidate(struct dbt_vm *vm, uint64_t page);
+/* Drop everything; called with the lock held and the world stopped. */
+void dbt_cache_flush(struct dbt_vm *vm);
+bool dbt_cache_full(const struct dbt_vm *vm);
+/* A page is about to hold code: take the write tags away everywhere. self may be NULL. */
+void dbt_page_protect(struct dbt_vm *vm, struct dbt_vcpu *self, uint64_t page);
+/* [gpa, gpa+len) was stored to by something other than translated code. Any thread, no lock held. self: the storing vCPU or NULL. */
+void dbt_code_written(struct dbt_vm *vm, struct dbt_vcpu *self, uint64_t gpa, uint64_t len);
+void dbt_world_stop(struct dbt_vm *vm, struct dbt_vcpu *self);
+void dbt_world_start(struct dbt_vm *vm);
+
+/* --- translate.c --- : translate the block at pc; 0 if the cache is full or the code cannot be read. Lock held. */
+uint32_t dbt_translate(struct dbt_vcpu *v, uint64_t pc, uint64_t phys, uint32_t mode);
+
+/* --- softmmu.c --- (light) */
+void dbt_tlb_reset(struct dbt_vcpu *v);
+void dbt_tlb_flush(struct dbt_vcpu *v, enum emu_flush kind, uint64_t gva, uint16_t pcid);
+void dbt_stack_window_drop(struct dbt_vcpu *v);
+/* Physical address of the instruction at gva. 0, or -1 with *error the page-fault code. */
+int dbt_itlb(struct dbt_vcpu *v, uint64_t gva, uint64_t *gpa, bool *global, uint32_t *error);
+/* Remember that this mapping was checked: the caller has just had it from dbt_itlb. */
+void dbt_token_set(struct dbt_vcpu *v, uint64_t va, uint32_t mode, uint32_t token, bool global);
+static inline unsigned dbt_token_slot(uint64_t va, uint32_t mode)
+{
+	unsigned h = (unsigned)((va >> 12) ^ (va >> 23)) & (TOKEN_SLOTS / 2 - 1);
+	return mode & MODE_USER ? h + TOKEN_SLOTS / 2 : h;
+}
+/* The emulator's translate op. */
+int dbt_emu_translate(void *opaque, uint64_t gva, enum mmu_access access, bool user, struct emu_page *out,
+		      uint32_t *error);
+/* Fill for one access of `size` bytes: 0 if the inline check will pass now, -1 if it cannot (fault, device, page crossing, code page). */
+int dbt_fill(struct dbt_vcpu *v, uint64_t gva, unsigned size, bool write, bool user);
+uint64_t dbt_help_fill_single(struct dbt_vcpu *v, uint64_t gva, uint64_t what, uint64_t ret);
+uint64_t dbt_help_fill_group(struct dbt_vcpu *v, uint64_t gva, uint64_t what, uint64_t ret);
+uint64_t dbt_help_fill_stack(struct dbt_vcpu *v, uint64_t gva, uint64_t what, uint64_t ret);
+
+/* --- helpers.c --- (light) */
+uint64_t dbt_help_string(struct dbt_vcpu *v, uint64_t what, uint64_t next, uint64_t ret);
+uint64_t dbt_help_syscall(struct dbt_vcpu *v, uint64_t next, uint64_t unused, uint64_t ret);
+uint64_t dbt_help_sysret(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint64_t ret);
+uint64_t dbt_help_iret(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint64_t ret);
+
+/* The private stacks lie in one mapping: guard, supervisor's, guard, user's, guard. Top (empty) rsp of one of them. */
+#define SHADOW_SIZE 65536ull
+static inline uint64_t dbt_shadow_top(const struct dbt_vcpu *v, int user)
+{
+	return (uint64_t)(uintptr_t)v->shadow_base + (user ? 2 : 1) * (PAGE_SIZE + SHADOW_SIZE) - 64;
+}
+
+/* --- signal.c --- */
+int dbt_signal_init(void);
+int dbt_signal_thread(struct dbt_vcpu *v);
+void dbt_signal_thread_done(struct dbt_vcpu *v);
+
+/* --- dbt.c --- */
+void dbt_fpu_save(struct dbt_vcpu *v);
+uint32_t dbt_mode(const struct dbt_vcpu *v);
+/* Make shadow_rsp the private stack of the current privilege class, and empty those that a flush made stale. (light) */
+void dbt_shadow_select(struct dbt_vcpu *v);
+
+#endif

@@ -1,0 +1,258 @@
+/*
+ * Light helpers: what translated code calls for instructions that are more than a few host instructions, and that are too
+ * frequent for the stepper. Compiled with -mgeneral-regs-only; the guest's FPU state is live.
+ *
+ * A helper returns 0 to go on behind its call, or the RX address to jump to.
+ */
+#include "accel/dbt/dbt.h"
+
+/* Leave: this instruction is for the stepper. */
+static uint64_t leave_step(struct dbt_vcpu *v, uint64_t pc)
+{
+	v->exit_pc = pc;
+	v->exit_reason = DBT_EXIT_STEP;
+	return v->vm->stub.exit;
+}
+
+/* Host address of a guest byte for a read or write that stays in its page, or NULL if the inline check would not pass. */
+static uint8_t *access_page(struct dbt_vcpu *v, uint64_t gva, bool write, bool user)
+{
+	struct tlb_entry *e = &v->tlb[user][(gva >> 12) & (v->vm->debug & ACCEL_DEBUG_TINY_TLB ? 3 : TLB_SIZE - 1)];
+	uint64_t npage = -(gva & PAGE_MASK);
+	if ((write ? e->nwrite : e->nread) != npage && dbt_fill(v, gva, 1, write, user) < 0)
+		return NULL;
+	return e->hpage + (gva & (PAGE_SIZE - 1));
+}
+
+static void rep_movs(uint8_t *dst, const uint8_t *src, uint64_t n, unsigned size)
+{
+	switch (size) {
+	case 1:
+		__asm__ volatile("rep movsb" : "+D"(dst), "+S"(src), "+c"(n) : : "memory");
+		break;
+	case 2:
+		__asm__ volatile("rep movsw" : "+D"(dst), "+S"(src), "+c"(n) : : "memory");
+		break;
+	case 4:
+		__asm__ volatile("rep movsl" : "+D"(dst), "+S"(src), "+c"(n) : : "memory");
+		break;
+	default:
+		__asm__ volatile("rep movsq" : "+D"(dst), "+S"(src), "+c"(n) : : "memory");
+		break;
+	}
+}
+
+static void rep_stos(uint8_t *dst, uint64_t value, uint64_t n, unsigned size)
+{
+	switch (size) {
+	case 1:
+		__asm__ volatile("rep stosb" : "+D"(dst), "+c"(n) : "a"(value) : "memory");
+		break;
+	case 2:
+		__asm__ volatile("rep stosw" : "+D"(dst), "+c"(n) : "a"(value) : "memory");
+		break;
+	case 4:
+		__asm__ volatile("rep stosl" : "+D"(dst), "+c"(n) : "a"(value) : "memory");
+		break;
+	default:
+		__asm__ volatile("rep stosq" : "+D"(dst), "+c"(n) : "a"(value) : "memory");
+		break;
+	}
+}
+
+/* Elements of `size` bytes from gva to the end of its page; 0 if the first one crosses. */
+static uint64_t run_length(uint64_t gva, unsigned size)
+{
+	return (PAGE_SIZE - (gva & (PAGE_SIZE - 1))) / size;
+}
+
+uint64_t dbt_help_string(struct dbt_vcpu *v, uint64_t what, uint64_t pc, uint64_t ret)
+{
+	(void)ret;
+	uint8_t op = (uint8_t)what & 0xfe;
+	bool rep = what & 0xff00, user = v->s.cpl == 3;
+	unsigned size = (unsigned)(what >> 16);
+	uint64_t n = rep ? v->s.gpr[RCX] : 1;
+	if (v->s.rflags & FL_DF)
+		return leave_step(v, pc);
+	while (n) {
+		uint64_t run = n, len;
+		uint8_t *src = NULL, *dst = NULL;
+		if (op != 0xaa) { /* MOVS, LODS */
+			len = run_length(v->s.gpr[RSI], size);
+			run = len < run ? len : run;
+		}
+		if (op != 0xac) { /* MOVS, STOS */
+			len = run_length(v->s.gpr[RDI], size);
+			run = len < run ? len : run;
+		}
+		if (!run)
+			return leave_step(v, pc);
+		if (op != 0xaa && !(src = access_page(v, v->s.gpr[RSI], false, user)))
+			return leave_step(v, pc);
+		if (op != 0xac && !(dst = access_page(v, v->s.gpr[RDI], true, user)))
+			return leave_step(v, pc);
+		/* The second fill may have evicted the first entry, not its page. */
+		uint64_t bytes = run * size;
+		if (op == 0xa4) {
+			rep_movs(dst, src, run, size);
+		} else if (op == 0xaa) {
+			rep_stos(dst, v->s.gpr[RAX], run, size);
+		} else {
+			const uint8_t *last = src + bytes - size;
+			uint64_t *rax = &v->s.gpr[RAX];
+			switch (size) {
+			case 1:
+				*rax = (*rax & ~0xffull) | *last;
+				break;
+			case 2:
+				*rax = (*rax & ~0xffffull) | *(const uint16_t *)(const void *)last;
+				break;
+			case 4:
+				*rax = *(const uint32_t *)(const void *)last;
+				break;
+			default:
+				*rax = *(const uint64_t *)(const void *)last;
+				break;
+			}
+		}
+		if (op != 0xaa)
+			v->s.gpr[RSI] += bytes;
+		if (op != 0xac)
+			v->s.gpr[RDI] += bytes;
+		n -= run;
+		if (!rep)
+			break;
+		v->s.gpr[RCX] = n;
+		if (n && __atomic_load_n(&v->exit_req, __ATOMIC_RELAXED)) {
+			v->exit_pc = pc;
+			v->exit_reason = DBT_EXIT_PC;
+			return v->vm->stub.exit;
+		}
+	}
+	return 0;
+}
+
+/* --- Privilege transfers --- */
+
+/* Go on at guest `pc` in the state just set up: straight to its block if that is known, else through the dispatcher. */
+static uint64_t transfer(struct dbt_vcpu *v, uint64_t pc)
+{
+	/* The return address of the helper's call is on the old private stack, and will be dropped from the new one. */
+	v->shadow_rsp += 8;
+	dbt_shadow_select(v);
+	v->shadow_rsp -= 8;
+	const struct jump_cache *j = &v->jump_cache[JUMP_HASH(pc)];
+	if (j->pc == pc && j->mode == dbt_mode(v) && !(v->s.rflags & FL_TF) && !(v->iflag && v->irq_waiting))
+		return j->at;
+	v->exit_pc = pc;
+	v->exit_reason = DBT_EXIT_PC;
+	return v->vm->stub.exit;
+}
+
+static uint64_t whole_flags(const struct dbt_vcpu *v)
+{
+	return (v->s.rflags & ~(uint64_t)(FL_STATUS | FL_IF | FL_RF)) | (v->hflags & FL_STATUS) | (v->iflag ? FL_IF : 0) | FL_FIXED;
+}
+
+static void set_flags(struct dbt_vcpu *v, uint64_t flags)
+{
+	v->hflags = flags & FL_STATUS;
+	v->iflag = (flags & FL_IF) != 0;
+	v->s.rflags = (flags & ~(uint64_t)(FL_STATUS | FL_IF | FL_RF)) | FL_FIXED;
+}
+
+/* The fixed descriptors of SYSCALL and SYSRET (SDM 2B SYSCALL): flat code64 and data of this privilege level. */
+static void flat_cs_ss(struct dbt_vcpu *v, uint16_t cs, uint16_t ss, unsigned dpl)
+{
+	uint16_t d = (uint16_t)(dpl << SEG_DPL_SHIFT);
+	v->s.seg[SREG_CS] = (struct x86_seg){ .base = 0, .limit = UINT32_MAX, .sel = cs,
+					      .attr = (uint16_t)(SEG_CODE | SEG_RW | SEG_A | SEG_S | SEG_P | SEG_L | SEG_G | d) };
+	v->s.seg[SREG_SS] = (struct x86_seg){ .base = 0, .limit = UINT32_MAX, .sel = ss,
+					      .attr = (uint16_t)(SEG_RW | SEG_A | SEG_S | SEG_P | SEG_DB | SEG_G | d) };
+	v->s.cpl = (uint8_t)dpl;
+}
+
+uint64_t dbt_help_syscall(struct dbt_vcpu *v, uint64_t next, uint64_t unused, uint64_t ret)
+{
+	(void)unused;
+	(void)ret;
+	if (!(v->s.efer & EFER_SCE))
+		return leave_step(v, next - 2);
+	uint64_t flags = whole_flags(v);
+	v->s.gpr[RCX] = next;
+	v->s.gpr[R11] = flags;
+	set_flags(v, flags & ~v->s.sfmask);
+	uint16_t cs = (uint16_t)(v->s.star >> 32) & 0xfffc;
+	flat_cs_ss(v, cs, (uint16_t)(cs + 8), 0);
+	return transfer(v, v->s.lstar);
+}
+
+uint64_t dbt_help_sysret(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint64_t ret)
+{
+	(void)unused;
+	(void)ret;
+	uint64_t target = v->s.gpr[RCX];
+	if (!(v->s.efer & EFER_SCE) || !x86_canonical(target))
+		return leave_step(v, pc);
+	set_flags(v, v->s.gpr[R11] & 0x3c7fd7);
+	uint16_t base = (uint16_t)(v->s.star >> 48);
+	flat_cs_ss(v, (uint16_t)(base + 16) | 3, (uint16_t)(base + 8) | 3, 3);
+	return transfer(v, target);
+}
+
+/* A plain descriptor from the GDT for IRET: present, accessed, of this privilege, code64 or writable data. Anything else: false,
+ * and the stepper sorts it out. */
+static bool load_plain(struct dbt_vcpu *v, uint16_t sel, bool code, unsigned cpl, struct x86_seg *out)
+{
+	uint64_t at = v->s.gdt.base + (sel & ~7u);
+	if ((sel & 4) || (sel & ~7u) == 0 || (sel | 7u) > v->s.gdt.limit || (at & (PAGE_SIZE - 1)) > PAGE_SIZE - 8)
+		return false;
+	const uint8_t *p = access_page(v, at, false, false);
+	if (!p)
+		return false;
+	uint64_t d = *(const volatile uint64_t *)(const void *)p;
+	uint16_t attr = (uint16_t)(d >> 40) & 0xf0ff;
+	uint16_t want = (uint16_t)(SEG_S | SEG_P | SEG_A | SEG_RW | cpl << SEG_DPL_SHIFT | (code ? SEG_CODE | SEG_L : 0));
+	uint16_t mask = (uint16_t)(SEG_S | SEG_P | SEG_A | SEG_RW | 3 << SEG_DPL_SHIFT | SEG_CODE | SEG_CE | (code ? SEG_L | SEG_DB : 0));
+	if ((attr & mask) != want)
+		return false;
+	uint32_t limit = (uint32_t)(d & 0xffff) | ((uint32_t)(d >> 32) & 0xf0000);
+	if (attr & SEG_G)
+		limit = limit << 12 | 0xfff;
+	*out = (struct x86_seg){ .base = ((d >> 16) & 0xffffff) | ((d >> 32) & 0xff000000), .limit = limit, .sel = sel, .attr = attr };
+	return true;
+}
+
+/* 64-bit IRETQ at CPL 0, to 64-bit code of the same or of the user's privilege (SDM 2A IRET). */
+uint64_t dbt_help_iret(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint64_t ret)
+{
+	(void)unused;
+	(void)ret;
+	uint64_t rsp = v->s.gpr[RSP];
+	if ((rsp & (PAGE_SIZE - 1)) > PAGE_SIZE - 40 || !x86_canonical(rsp) || v->s.nmi_masked || v->s.rflags & FL_NT)
+		return leave_step(v, pc);
+	const volatile uint64_t *f = (const volatile uint64_t *)(const void *)access_page(v, rsp, false, false);
+	if (!f)
+		return leave_step(v, pc);
+	uint64_t rip = f[0], cs = f[1], flags = f[2], new_rsp = f[3], ss = f[4];
+	unsigned cpl = cs & 3;
+	struct x86_seg new_cs, new_ss;
+	if ((cpl != 0 && cpl != 3) || !x86_canonical(rip) || flags & (FL_VM | FL_NT) || (ss & 3) != cpl ||
+	    !load_plain(v, (uint16_t)cs, true, cpl, &new_cs) || !load_plain(v, (uint16_t)ss, false, cpl, &new_ss))
+		return leave_step(v, pc);
+	if (cpl == 3) { /* data segments that user code may not have become null */
+		static const uint8_t data[] = { SREG_ES, SREG_DS, SREG_FS, SREG_GS };
+		for (unsigned i = 0; i < sizeof(data); i++) {
+			uint16_t attr = v->s.seg[data[i]].attr;
+			if (attr & SEG_P && ((attr >> SEG_DPL_SHIFT) & 3) != 3)
+				return leave_step(v, pc);
+		}
+	}
+	v->s.seg[SREG_CS] = new_cs;
+	v->s.seg[SREG_SS] = new_ss;
+	v->s.cpl = (uint8_t)cpl;
+	v->s.gpr[RSP] = new_rsp;
+	set_flags(v, flags & 0x3f7fd7);
+	return transfer(v, rip);
+}

@@ -1,0 +1,346 @@
+/*
+ * Finding a block: decode from the entry to the first instruction that ends it, sort each instruction into a class, and compute
+ * which status flags are live before each.
+ *
+ * A block stays within one page. It goes on past conditional branches that are not taken. Flags that a branch target on the same
+ * page overwrites before reading are dead on that edge; the bytes looked at for this are noted in b->lines, so that changing
+ * them drops the block.
+ */
+#include "accel/dbt/block.h"
+
+static void note_bytes(struct block *b, uint64_t pc, unsigned len)
+{
+	unsigned first = (unsigned)(pc & (PAGE_SIZE - 1)) / 64, last = (unsigned)((pc + len - 1) & (PAGE_SIZE - 1)) / 64;
+	for (unsigned l = first; l <= last; l++)
+		b->lines |= 1ull << l;
+}
+
+/* One-byte opcodes that are copied. */
+static bool plain_1byte(const struct x86_insn *in)
+{
+	uint8_t op = in->opcode;
+	if (op < 0x40)
+		return (op & 7) < 6;
+	if ((op >= 0x80 && op <= 0x8b) || (op >= 0xb0 && op <= 0xbf) || (op >= 0x91 && op <= 0x99 && op < 0x9a))
+		return true;
+	switch (op) {
+	case 0x63:
+	case 0x69:
+	case 0x6b:
+	case 0x90:
+	case 0x9b:
+	case 0x9e:
+	case 0x9f:
+	case 0xa8:
+	case 0xa9:
+	case 0xc0:
+	case 0xc1:
+	case 0xd0:
+	case 0xd1:
+	case 0xd2:
+	case 0xd3:
+	case 0xf5:
+	case 0xf6:
+	case 0xf7:
+	case 0xf8:
+	case 0xf9:
+	case 0xfe:
+		return true;
+	case 0xc6:
+	case 0xc7:
+		return (in->reg & 7) == 0;
+	case 0xff:
+		return (in->reg & 7) < 2;
+	default:
+		/* x87, but for the environment and state forms. */
+		return op >= 0xd8 && op <= 0xdf && (!in->has_mem || in->mem_size <= 10);
+	}
+}
+
+static bool plain_0f(const struct x86_insn *in)
+{
+	uint8_t op = in->opcode;
+	if (in->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX)
+		return !(op >= 0x41 && op <= 0x4b) && !(op >= 0x90 && op <= 0x99) && op != 0xf7;
+	if ((op >= 0x10 && op <= 0x17) || (op >= 0x28 && op <= 0x2f) || (op >= 0x40 && op <= 0x7f) ||
+	    (op >= 0x90 && op <= 0x9f) || (op >= 0xc8 && op <= 0xcf) || (op >= 0xd0 && op < 0xff))
+		return op != 0xf7 && op != 0x78 && op != 0x79;
+	switch (op) {
+	case 0xa3:
+	case 0xab:
+	case 0xb3:
+	case 0xbb:
+		return !in->has_mem;
+	case 0xa4:
+	case 0xa5:
+	case 0xac:
+	case 0xad:
+	case 0xaf:
+	case 0xb0:
+	case 0xb1:
+	case 0xb6:
+	case 0xb7:
+	case 0xb8:
+	case 0xba:
+	case 0xbc:
+	case 0xbd:
+	case 0xbe:
+	case 0xbf:
+	case 0xc0:
+	case 0xc1:
+	case 0xc2:
+	case 0xc3:
+	case 0xc4:
+	case 0xc5:
+	case 0xc6:
+		return true;
+	case 0xc7:
+		if (in->has_mem)
+			return (in->reg & 7) == 1;
+		return !in->rep && (in->reg & 7) >= 6; /* RDRAND, RDSEED */
+	case 0xae:
+		if (in->has_mem)
+			return (in->reg & 7) == 2 || (in->reg & 7) == 3; /* LDMXCSR, STMXCSR */
+		return !in->rep && (in->reg & 7) >= 5;			  /* fences */
+	default:
+		return false;
+	}
+}
+
+static bool plain_0f38(const struct x86_insn *in)
+{
+	uint8_t op = in->opcode;
+	if (in->vsib)
+		return false;
+	if (in->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX)
+		return !(op >= 0x2c && op <= 0x2f) && op != 0x8c && op != 0x8e && op != 0x49 && op != 0x4b && op != 0x5c &&
+		       op != 0x5e;
+	if (op >= 0xf0)
+		return op == 0xf0 || op == 0xf1 || (op == 0xf6 && in->mnemonic != ZYDIS_MNEMONIC_INVALID &&
+						    (in->mnemonic == ZYDIS_MNEMONIC_ADCX || in->mnemonic == ZYDIS_MNEMONIC_ADOX));
+	return op < 0x80 || op > 0x82;
+}
+
+static bool is_plain(const struct x86_insn *in)
+{
+	if (in->has_mem && (in->mem_size == 0 || (!in->has_modrm)))
+		return false;
+	switch (in->map) {
+	case MAP_1BYTE:
+		return plain_1byte(in);
+	case MAP_0F:
+		return plain_0f(in);
+	case MAP_0F38:
+		return plain_0f38(in);
+	default:
+		return in->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX ? in->opcode != 0xf0 || in->mnemonic == ZYDIS_MNEMONIC_RORX
+								      : in->opcode < 0xe0;
+	}
+}
+
+static bool is_string(const struct x86_insn *in)
+{
+	uint8_t op = in->opcode;
+	return in->map == MAP_1BYTE && in->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && in->addrsize == 8 &&
+	       in->seg != SREG_FS && in->seg != SREG_GS &&
+	       (op == 0xa4 || op == 0xa5 || op == 0xaa || op == 0xab || op == 0xac || op == 0xad);
+}
+
+static enum insn_class classify_system(const struct x86_insn *in, uint32_t mode)
+{
+	bool user = mode & MODE_USER;
+	switch (in->mnemonic) {
+	case ZYDIS_MNEMONIC_CLI:
+		return user ? CLS_STEP : CLS_CLI;
+	case ZYDIS_MNEMONIC_STI:
+		return user ? CLS_STEP : CLS_STI;
+	case ZYDIS_MNEMONIC_SWAPGS:
+		return user ? CLS_STEP : CLS_SWAPGS;
+	case ZYDIS_MNEMONIC_RDTSC:
+		return mode & MODE_TSD ? CLS_STEP : CLS_RDTSC;
+	case ZYDIS_MNEMONIC_RDTSCP:
+		return mode & MODE_TSD ? CLS_STEP : CLS_RDTSCP;
+	case ZYDIS_MNEMONIC_SYSCALL:
+		return user ? CLS_SYSCALL : CLS_STEP;
+	case ZYDIS_MNEMONIC_SYSRET:
+		return user || in->opsize != 8 ? CLS_STEP : CLS_SYSRET;
+	case ZYDIS_MNEMONIC_IRETQ:
+		return user ? CLS_STEP : CLS_IRET;
+	case ZYDIS_MNEMONIC_PUSHFQ:
+		return CLS_PUSHF;
+	default:
+		return CLS_STEP;
+	}
+}
+
+static enum insn_class classify(const struct x86_insn *in, uint32_t mode)
+{
+	if (in->fpu && !(mode & MODE_FPU))
+		return CLS_STEP;
+	if (in->addrsize != 8 && in->has_mem && in->mnemonic != ZYDIS_MNEMONIC_NOP)
+		return CLS_STEP;
+	if (in->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && in->map == MAP_1BYTE) {
+		uint8_t op = in->opcode;
+		if (op >= 0x50 && op <= 0x57)
+			return in->opsize == 8 ? CLS_PUSH : CLS_STEP;
+		if (op >= 0x58 && op <= 0x5f)
+			return in->opsize == 8 && opcode_gpr(in) != RSP ? CLS_POP : CLS_STEP;
+		if (op == 0x68 || op == 0x6a)
+			return in->opsize == 8 ? CLS_PUSH : CLS_STEP;
+		if (op >= 0x70 && op <= 0x7f)
+			return CLS_JCC;
+		switch (op) {
+		case 0x8d:
+			return in->has_mem && in->opsize >= 4 ? CLS_LEA : CLS_STEP;
+		case 0x8c:
+			return in->mod == 3 && in->opsize >= 4 ? CLS_FROM_SREG : CLS_STEP;
+		case 0xc2:
+		case 0xc3:
+			return CLS_RET;
+		case 0xc9:
+			return in->opsize == 8 ? CLS_LEAVE : CLS_STEP;
+		case 0xe2:
+			return in->addrsize == 8 ? CLS_LOOP : CLS_STEP;
+		case 0xe3:
+			return in->addrsize == 8 ? CLS_JRCXZ : CLS_STEP;
+		case 0xe8:
+			return CLS_CALL;
+		case 0xe9:
+		case 0xeb:
+			return CLS_JMP;
+		case 0xff:
+			switch (in->reg & 7) {
+			case 2:
+				return CLS_CALL_IND;
+			case 4:
+				return CLS_JMP_IND;
+			case 6:
+				return in->opsize != 8 ? CLS_STEP : in->has_mem ? CLS_PUSH_MEM : CLS_PUSH;
+			}
+			break;
+		}
+	}
+	if (in->map == MAP_0F && in->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY) {
+		uint8_t op = in->opcode;
+		if (op >= 0x80 && op <= 0x8f)
+			return CLS_JCC;
+		if (op == 0x0d || (op >= 0x18 && op <= 0x1f && in->has_modrm))
+			return CLS_NOP; /* prefetches and hints */
+		if ((op == 0xa3 || op == 0xab || op == 0xb3 || op == 0xbb) && in->has_mem)
+			return in->opsize >= 4 ? CLS_BITSTRING : CLS_STEP;
+	}
+	if (is_string(in))
+		return CLS_STRING;
+	if (in->mnemonic == ZYDIS_MNEMONIC_NOP && !in->has_mem && in->map == MAP_1BYTE)
+		return CLS_NOP;
+	return is_plain(in) ? CLS_PLAIN : classify_system(in, mode);
+}
+
+static void operand(struct block_insn *g)
+{
+	const struct x86_insn *in = &g->in;
+	g->seg = in->seg == SREG_FS || in->seg == SREG_GS ? in->seg : SREG_DS;
+	g->index = in->index;
+	g->scale = in->scale;
+	g->disp = in->disp;
+	g->base = in->base;
+	if (in->base == 16) {
+		g->base = -1;
+		g->disp = (int64_t)(g->next + (uint64_t)in->disp);
+	}
+}
+
+/* Flags live at `pc` on b's page, by a short straight look; everything where that does not tell. */
+static uint16_t peek_live(struct block *b, uint64_t pc)
+{
+	if ((pc ^ b->pc) & PAGE_MASK || b->vm->debug & ACCEL_DEBUG_ONE_INSN)
+		return FL_STATUS;
+	uint16_t live = 0, killed = 0;
+	for (int i = 0; i < 8; i++) {
+		struct x86_insn in;
+		unsigned off = (unsigned)(pc & (PAGE_SIZE - 1));
+		if (x86_decode(b->page + off, (unsigned)PAGE_SIZE - off, X86_MODE_64, &in) < 0)
+			break;
+		enum insn_class cls = classify(&in, b->mode);
+		live |= in.flags_read & ~killed;
+		if (cls >= CLS_JCC || cls == CLS_PUSHF || cls == CLS_STI)
+			break;
+		note_bytes(b, pc, in.len);
+		killed |= in.flags_killed;
+		if (killed == FL_STATUS)
+			return live;
+		pc += in.len;
+		if ((pc ^ b->pc) & PAGE_MASK)
+			break;
+	}
+	return (uint16_t)(live | (FL_STATUS & ~killed));
+}
+
+static void liveness(struct block *b)
+{
+	const struct block_insn *last = &b->insn[b->n - 1];
+	uint16_t live = FL_STATUS;
+	if (last->cls < CLS_LAST)
+		live = peek_live(b, last->next);
+	for (unsigned i = b->n; i-- > 0;) {
+		struct block_insn *g = &b->insn[i];
+		uint16_t read = g->in.flags_read & FL_STATUS, killed = g->in.flags_killed;
+		switch (g->cls) {
+		case CLS_JMP:
+			live = peek_live(b, branch_target(g));
+			read = killed = 0;
+			break;
+		case CLS_JCC:
+			live |= peek_live(b, branch_target(g));
+			break;
+		case CLS_PUSHF:
+			read = FL_STATUS;
+			killed = 0;
+			break;
+		case CLS_STI: /* may leave for an interrupt: the flags go with it */
+			read = FL_STATUS;
+			break;
+		default:
+			if (g->cls >= CLS_LAST)
+				read = FL_STATUS;
+			break;
+		}
+		live = (uint16_t)((live & ~killed) | read);
+		g->live_in = live;
+	}
+}
+
+void dbt_scan(struct block *b)
+{
+	unsigned max = b->vm->debug & ACCEL_DEBUG_ONE_INSN ? 1 : BLOCK_MAX;
+	uint64_t pc = b->pc;
+	while (b->n < max && !((pc ^ b->pc) & PAGE_MASK)) {
+		struct block_insn *g = &b->insn[b->n];
+		unsigned off = (unsigned)(pc & (PAGE_SIZE - 1)), left = (unsigned)PAGE_SIZE - off;
+		int r = x86_decode(b->page + off, left < 15 ? left : 15, X86_MODE_64, &g->in);
+		g->pc = pc;
+		g->acc = ACC_NONE;
+		g->grp_busy = false;
+		if (r < 0) {
+			/* Invalid, or it goes on in the next page: the stepper fetches and decides. Behind other instructions it starts a
+			 * block of its own. */
+			if (b->n)
+				break;
+			g->in = (struct x86_insn){ .len = (uint8_t)(left < 15 ? left : 15), .mode = X86_MODE_64 };
+			g->next = pc;
+			g->cls = CLS_STEP;
+			note_bytes(b, pc, g->in.len);
+			b->n++;
+			break;
+		}
+		g->next = pc + g->in.len;
+		g->cls = (uint8_t)classify(&g->in, b->mode);
+		operand(g);
+		note_bytes(b, pc, g->in.len);
+		pc = g->next;
+		b->n++;
+		if (g->cls >= CLS_LAST)
+			break;
+	}
+	liveness(b);
+}

@@ -1,0 +1,353 @@
+/*
+ * The translator's memory: the inline TLB, its second level, the instruction TLB, page tokens, and their flushes.
+ *
+ * Everything here is light: it runs with the guest's FPU state in the registers.
+ */
+#include "accel/dbt/dbt.h"
+
+#define LARGE_BIT(gva) (((gva) >> 21) & 4095)
+
+static void clear_l1(struct dbt_vcpu *v)
+{
+	for (int u = 0; u < 2; u++) {
+		for (unsigned i = 0; i < TLB_SIZE; i++)
+			v->tlb[u][i] = (struct tlb_entry){ .nread = tlb_none(i), .nwrite = tlb_none(i) };
+		v->fill_count[u] = 0;
+	}
+}
+
+void dbt_stack_window_drop(struct dbt_vcpu *v)
+{
+	/* Far from every canonical address: no check passes. */
+	v->stack_ntag = 1ull << 63;
+}
+
+static void clear_tokens(struct dbt_vcpu *v)
+{
+	for (unsigned i = 0; i < TOKEN_SLOTS; i++)
+		v->token[i] = 0;
+	v->token_count = 0;
+	v->super_local = false;
+}
+
+void dbt_tlb_reset(struct dbt_vcpu *v)
+{
+	clear_l1(v);
+	for (unsigned i = 0; i < TLB2_SETS; i++)
+		for (unsigned w = 0; w < TLB2_WAYS; w++)
+			v->tlb2[i][w].flags = 0;
+	clear_tokens(v);
+	for (unsigned i = 0; i < 64; i++)
+		v->large_map[i] = 0;
+	v->has_huge = false;
+	v->itlb_gen++;
+	v->tlb_gen++;
+	v->shadow_reset[0] = v->shadow_reset[1] = true;
+	dbt_stack_window_drop(v);
+}
+
+static uint16_t current_pcid(const struct dbt_vcpu *v)
+{
+	return v->s.cr4 & CR4_PCIDE ? (uint16_t)(v->s.cr3 & 0xfff) : 0;
+}
+
+/* Drop what is not global from the first level; the second level keeps it under its PCID. */
+static void flush_local(struct dbt_vcpu *v)
+{
+	for (int u = 0; u < 2; u++) {
+		for (unsigned k = 0; k < v->fill_count[u]; k++) {
+			unsigned i = v->fill_list[u][k];
+			v->tlb[u][i] = (struct tlb_entry){ .nread = tlb_none(i), .nwrite = tlb_none(i) };
+		}
+		v->fill_count[u] = 0;
+	}
+	for (unsigned k = 0; k < v->token_count; k++)
+		v->token[v->token_list[k]] = 0;
+	v->token_count = 0;
+	v->shadow_reset[1] = true;
+	if (v->super_local)
+		v->shadow_reset[0] = true;
+	v->super_local = false;
+}
+
+static void flush_page(struct dbt_vcpu *v, uint64_t page, uint16_t pcid)
+{
+	unsigned i = (page >> 12) & (TLB_SIZE - 1);
+	for (int u = 0; u < 2; u++) {
+		struct tlb_entry *e = &v->tlb[u][i];
+		if (e->nread == -page || e->nwrite == -page)
+			*e = (struct tlb_entry){ .nread = tlb_none(i), .nwrite = tlb_none(i) };
+	}
+	struct tlb2_entry *set = v->tlb2[(page >> 12) & (TLB2_SETS - 1)];
+	for (unsigned w = 0; w < TLB2_WAYS; w++)
+		if (set[w].page == page && (set[w].flags & T2_GLOBAL || set[w].pcid == pcid))
+			set[w].flags = 0;
+}
+
+void dbt_tlb_flush(struct dbt_vcpu *v, enum emu_flush kind, uint64_t gva, uint16_t pcid)
+{
+	switch (kind) {
+	case EMU_FLUSH_ALL:
+		dbt_tlb_reset(v);
+		return;
+	case EMU_FLUSH_PCID:
+		v->pcid_gen[pcid & 0xfff]++;
+		if (pcid != current_pcid(v))
+			return;
+		flush_local(v);
+		break;
+	case EMU_FLUSH_NONGLOBAL:
+		v->pcid_gen[pcid & 0xfff]++;
+		flush_local(v);
+		break;
+	case EMU_FLUSH_SWITCH:
+		flush_local(v);
+		break;
+	case EMU_FLUSH_ADDRESS: {
+		uint64_t page = gva & PAGE_MASK;
+		if (v->has_huge) {
+			dbt_tlb_reset(v);
+			return;
+		}
+		if (v->large_map[LARGE_BIT(gva) / 64] >> (LARGE_BIT(gva) % 64) & 1) {
+			uint64_t first = gva & ~0x1fffffull;
+			for (unsigned i = 0; i < 512; i++)
+				flush_page(v, first + i * PAGE_SIZE, pcid);
+			/* The bit stays: another address may share it. */
+		} else {
+			flush_page(v, page, pcid);
+		}
+		v->token[dbt_token_slot(page, 0)] = 0;
+		v->token[dbt_token_slot(page, MODE_USER)] = 0;
+		if (v->large_map[LARGE_BIT(gva) / 64] >> (LARGE_BIT(gva) % 64) & 1)
+			clear_tokens(v);
+		v->shadow_reset[0] = v->shadow_reset[1] = true;
+		break;
+	}
+	}
+	v->itlb_gen++;
+	v->tlb_gen++;
+	dbt_stack_window_drop(v);
+}
+
+/* The translation of gva's page for this access, from the second level or by a walk. 0, or -1 with *error. */
+static int translate(struct dbt_vcpu *v, uint64_t gva, enum mmu_access access, bool user, uint64_t *gpa, uint8_t *flags,
+		     uint32_t *error)
+{
+	uint64_t page = gva & PAGE_MASK;
+	uint16_t pcid = current_pcid(v);
+	struct tlb2_entry *set = v->tlb2[(page >> 12) & (TLB2_SETS - 1)];
+	struct mmu_result r;
+	for (unsigned w = 0; w < TLB2_WAYS; w++) {
+		struct tlb2_entry *e = &set[w];
+		if (e->page != page || !(e->flags & T2_VALID))
+			continue;
+		if (!(e->flags & T2_GLOBAL) && (e->pcid != pcid || e->gen != v->pcid_gen[pcid]))
+			continue;
+		if (access == MMU_WRITE && !(e->flags & T2_DIRTY)) {
+			e->flags = 0; /* the walk sets D; a new entry follows */
+			break;
+		}
+		r.writable = e->flags & T2_WRITABLE;
+		r.user = e->flags & T2_USER;
+		r.nx = e->flags & T2_NX;
+		if (!mmu_allowed(&v->s, &r, access, user)) {
+			e->flags = 0; /* maybe out of date: rights may be raised without a flush */
+			break;
+		}
+		*gpa = e->gpa;
+		*flags = e->flags;
+		return 0;
+	}
+	v->stats.tlb_misses++;
+	if (mmu_walk(&v->s, &v->emu.mem, gva, access, user, &r, error) < 0)
+		return -1;
+	uint8_t f = (uint8_t)(T2_VALID | (r.writable ? T2_WRITABLE : 0) | (r.user ? T2_USER : 0) | (r.nx ? T2_NX : 0) |
+			      (r.global && (v->s.cr4 & CR4_PGE) ? T2_GLOBAL : 0) | (r.dirty ? T2_DIRTY : 0));
+	if (r.page_size > PAGE_SIZE) {
+		f |= T2_LARGE;
+		v->large_map[LARGE_BIT(gva) / 64] |= 1ull << (LARGE_BIT(gva) % 64);
+		if (r.page_size > 0x200000)
+			v->has_huge = true;
+	}
+	*gpa = r.gpa & PAGE_MASK;
+	*flags = f;
+	if (v->s.cr0 & CR0_PG) {
+		unsigned way = TLB2_WAYS;
+		for (unsigned w = 0; w < TLB2_WAYS; w++)
+			if (!(set[w].flags & T2_VALID) || (set[w].page == page && (set[w].flags & T2_GLOBAL || set[w].pcid == pcid))) {
+				way = w;
+				break;
+			}
+		if (way == TLB2_WAYS)
+			way = v->tlb2_rr++ % TLB2_WAYS;
+		set[way] = (struct tlb2_entry){ .page = page, .gpa = *gpa, .gen = v->pcid_gen[pcid], .pcid = pcid, .flags = f };
+	}
+	return 0;
+}
+
+static inline uint8_t *page_hva(const struct dbt_vm *vm, int64_t ram_page)
+{
+	return vm->ram->base + (uint64_t)ram_page * PAGE_SIZE;
+}
+
+/* Fill the first level for one page. Returns the host page, or NULL for a device. */
+static uint8_t *fill_l1(struct dbt_vcpu *v, uint64_t gva, bool user, uint64_t gpa, uint8_t flags)
+{
+	struct dbt_vm *vm = v->vm;
+	int64_t ram_page = dbt_ram_page(vm, gpa);
+	if (ram_page < 0)
+		return NULL;
+	uint64_t page = gva & PAGE_MASK;
+	unsigned i = (unsigned)(page >> 12) & (vm->debug & ACCEL_DEBUG_TINY_TLB ? 3 : TLB_SIZE - 1);
+	struct tlb_entry *e = &v->tlb[user][i];
+	struct mmu_result r = { .writable = flags & T2_WRITABLE, .user = flags & T2_USER, .nx = flags & T2_NX };
+	uint8_t *hpage = page_hva(vm, ram_page);
+	e->nread = e->nwrite = tlb_none(i);
+	e->hpage = hpage;
+	e->addend = (uint64_t)(uintptr_t)hpage - page;
+	if (mmu_allowed(&v->s, &r, MMU_READ, user))
+		e->nread = -page;
+	if (flags & T2_DIRTY && mmu_allowed(&v->s, &r, MMU_WRITE, user)) {
+		if (!(atomic_load_explicit(&vm->page_state[ram_page], memory_order_relaxed) & PAGE_WTAG))
+			atomic_fetch_or(&vm->page_state[ram_page], PAGE_WTAG);
+		__atomic_store_n(&e->nwrite, -page, __ATOMIC_SEQ_CST);
+		/* Either we see the page turned code, or dbt_page_protect sees our tag. */
+		if (atomic_load(&vm->page_state[ram_page]) & PAGE_CODE)
+			__atomic_store_n(&e->nwrite, tlb_none(i), __ATOMIC_SEQ_CST);
+	}
+	if (!(flags & T2_GLOBAL)) {
+		if (v->fill_count[user] == TLB_SIZE) {
+			for (unsigned k = 0; k < TLB_SIZE; k++) /* full of repeats: start again from what is there */
+				if (k != i)
+					v->tlb[user][k] = (struct tlb_entry){ .nread = tlb_none(k), .nwrite = tlb_none(k) };
+			v->fill_count[user] = 0;
+			dbt_stack_window_drop(v);
+		}
+		v->fill_list[user][v->fill_count[user]++] = (uint16_t)i;
+	}
+	return hpage;
+}
+
+int dbt_fill(struct dbt_vcpu *v, uint64_t gva, unsigned size, bool write, bool user)
+{
+	if ((gva & (PAGE_SIZE - 1)) + size > PAGE_SIZE || !x86_canonical(gva) || v->vm->debug & ACCEL_DEBUG_CHECKS_FAIL)
+		return -1;
+	uint64_t gpa;
+	uint8_t flags;
+	uint32_t error;
+	if (translate(v, gva, write ? MMU_WRITE : MMU_READ, user, &gpa, &flags, &error) < 0)
+		return -1;
+	if (!fill_l1(v, gva, user, gpa, flags))
+		return -1;
+	uint64_t page = gva & PAGE_MASK;
+	struct tlb_entry *e = &v->tlb[user][(page >> 12) & (v->vm->debug & ACCEL_DEBUG_TINY_TLB ? 3 : TLB_SIZE - 1)];
+	return (write ? e->nwrite : e->nread) == -page ? 0 : -1;
+}
+
+int dbt_emu_translate(void *opaque, uint64_t gva, enum mmu_access access, bool user, struct emu_page *out, uint32_t *error)
+{
+	struct dbt_vcpu *v = opaque;
+	if (access == MMU_EXEC || !(v->s.cr0 & CR0_PG)) {
+		struct mmu_result r;
+		if (mmu_walk(&v->s, &v->emu.mem, gva, access, user, &r, error) < 0)
+			return -1;
+		int64_t ram_page = dbt_ram_page(v->vm, r.gpa);
+		out->gpa = r.gpa;
+		out->hva = ram_page < 0 ? NULL : page_hva(v->vm, ram_page) + (gva & (PAGE_SIZE - 1));
+		return 0;
+	}
+	uint64_t page = gva & PAGE_MASK, gpa;
+	struct tlb_entry *e = &v->tlb[user][(page >> 12) & (v->vm->debug & ACCEL_DEBUG_TINY_TLB ? 3 : TLB_SIZE - 1)];
+	if ((access == MMU_WRITE ? e->nwrite : e->nread) == -page) {
+		out->hva = e->hpage + (gva & (PAGE_SIZE - 1));
+		out->gpa = 0; /* set below: the emulator wants it for ram_written */
+		uint64_t off = (uint64_t)(e->hpage - v->vm->ram->base);
+		out->gpa = (off < v->vm->ram->region[0].size ? v->vm->ram->region[0].gpa + off
+							     : v->vm->ram->region[1].gpa + off - v->vm->ram->region[0].size) +
+			   (gva & (PAGE_SIZE - 1));
+		return 0;
+	}
+	uint8_t flags;
+	if (translate(v, gva, access, user, &gpa, &flags, error) < 0)
+		return -1;
+	uint8_t *hpage = fill_l1(v, gva, user, gpa, flags);
+	out->hva = hpage ? hpage + (gva & (PAGE_SIZE - 1)) : NULL;
+	out->gpa = gpa + (gva & (PAGE_SIZE - 1));
+	return 0;
+}
+
+int dbt_itlb(struct dbt_vcpu *v, uint64_t gva, uint64_t *gpa, bool *global, uint32_t *error)
+{
+	bool user = v->s.cpl == 3;
+	uint64_t tag = (gva & PAGE_MASK) | user;
+	struct itlb_entry *e = &v->itlb[(gva >> 12 ^ gva >> 21) & (ITLB_SIZE - 1)];
+	if (e->tag == tag && e->gen == v->itlb_gen) {
+		*gpa = e->gpa | (gva & (PAGE_SIZE - 1));
+		*global = e->global;
+		return 0;
+	}
+	uint64_t page;
+	uint8_t flags;
+	if (translate(v, gva, MMU_EXEC, user, &page, &flags, error) < 0)
+		return -1;
+	*e = (struct itlb_entry){ .tag = tag, .gpa = page, .gen = v->itlb_gen, .global = flags & T2_GLOBAL };
+	*gpa = page | (gva & (PAGE_SIZE - 1));
+	*global = e->global;
+	return 0;
+}
+
+void dbt_token_set(struct dbt_vcpu *v, uint64_t va, uint32_t mode, uint32_t token, bool global)
+{
+	unsigned slot = dbt_token_slot(va, mode);
+	if (v->token[slot] == token)
+		return;
+	v->token[slot] = token;
+	if (global)
+		return;
+	if (!(mode & MODE_USER))
+		v->super_local = true;
+	if (v->token_count == TOKEN_SLOTS) {
+		clear_tokens(v);
+		v->token[slot] = token;
+	}
+	v->token_list[v->token_count++] = (uint16_t)slot;
+}
+
+/* `what` of the fill helpers: bits 0-7 size, bit 8 write, bits 16.. instruction index. */
+uint64_t dbt_help_fill_single(struct dbt_vcpu *v, uint64_t gva, uint64_t what, uint64_t ret)
+{
+	if (dbt_fill(v, gva, what & 0xff, what & 0x100, v->s.cpl == 3) == 0)
+		return 0;
+	struct tb *t = dbt_tb_by_host(v->vm, (uint32_t)ret);
+	const struct insn_meta *m = &v->vm->meta[t->meta + (what >> 16)];
+	v->exit_pc = t->pc + m->pc;
+	v->exit_reason = DBT_EXIT_STEP;
+	v->resume_at = 0;
+	if ((what >> 16) + 1 < t->ninsn) {
+		v->resume_at = m[1].host;
+		v->resume_pc = t->pc + m[1].pc;
+		v->resume_gen = v->tlb_gen;
+	}
+	return v->vm->stub.exit;
+}
+
+uint64_t dbt_help_fill_group(struct dbt_vcpu *v, uint64_t gva, uint64_t what, uint64_t ret)
+{
+	if (dbt_fill(v, gva, what >> 16, what & 0x100, v->s.cpl == 3) == 0)
+		return 0;
+	return ret + 5; /* past the jump that retries: the way to the unmerged block */
+}
+
+uint64_t dbt_help_fill_stack(struct dbt_vcpu *v, uint64_t gva, uint64_t what, uint64_t ret)
+{
+	bool user = v->s.cpl == 3;
+	uint64_t page = gva & PAGE_MASK;
+	struct tlb_entry *e = &v->tlb[user][(page >> 12) & (v->vm->debug & ACCEL_DEBUG_TINY_TLB ? 3 : TLB_SIZE - 1)];
+	if ((gva & (PAGE_SIZE - 1)) + (what >> 16) > PAGE_SIZE ||
+	    (e->nwrite != -page && dbt_fill(v, gva, what >> 16, true, user) < 0))
+		return ret + 5;
+	v->stack_ntag = -page;
+	v->stack_addend = e->addend;
+	return 0;
+}

@@ -1,0 +1,39 @@
+#include "accel/dbt/block.h"
+#include "accel/dbt/gen.h"
+
+#include <stdlib.h>
+
+uint32_t dbt_translate(struct dbt_vcpu *v, uint64_t pc, uint64_t phys, uint32_t mode)
+{
+	struct dbt_vm *vm = v->vm;
+	int64_t page = dbt_ram_page(vm, phys);
+	if (page < 0 || dbt_cache_full(vm))
+		return 0;
+	/* From here on no store to the page goes unnoticed; so the bytes are read after this. */
+	dbt_page_protect(vm, v, (uint64_t)page);
+	uint32_t view = dbt_view_get(vm, pc & PAGE_MASK, phys & PAGE_MASK, mode);
+	if (!view)
+		return 0;
+	struct block b;
+	b.v = v;
+	b.vm = vm;
+	b.pc = pc;
+	b.phys = phys;
+	b.mode = mode;
+	b.cross = false;
+	b.n = 0;
+	b.lines = 0;
+	b.page = vm->ram->base + (uint64_t)page * PAGE_SIZE;
+	dbt_scan(&b);
+	dbt_plan(&b);
+	uint32_t i = vm->ntb;
+	vm->tb[i] = (struct tb){ .pc = pc, .phys = phys, .mode = mode, .view = view };
+	if (dbt_generate(&b, i) < 0)
+		return 0;
+	vm->ntb++;
+	vm->page_code[page]->lines |= b.lines;
+	dbt_tb_publish(vm, i);
+	vm->translated++;
+	vm->translated_insns += b.n;
+	return i;
+}
