@@ -234,7 +234,7 @@ static void gen_cold(struct gen *g, struct cold *d)
 			e_lea(c, T1, mem_b(ch->base, (int32_t)ch->lo));
 		else
 			e_address(g, T1, ch->base, ch->index, ch->scale, ch->seg, ch->lo);
-		e_mov_imm(c, T2, ch->len << 16 | (ch->write ? 0x100u : 0));
+		e_mov_imm(c, T2, d->what);
 		e_call(c, d->kind == COLD_STACK ? g->vm->stub.fill_stack : g->vm->stub.fill_group);
 		e_jmp(c, d->retry);
 		/* fill_* returns here when the merged check cannot pass: on in the unmerged block. */

@@ -163,7 +163,7 @@ void gen_bitstring(struct gen *g, unsigned i)
 	bool live = bi->live_in != 0;
 	if (live)
 		e_save_flags(g, false);
-	uint8_t *from = e_tlb_check(g, in->mem_written, in->opsize);
+	uint8_t *from = e_tlb_check(g, in->mem_written, in->opsize, check_forced(g, bi->pc));
 	if (live)
 		e_restore_flags(g, false);
 	e_load(c, T2, mem_gsr(T2, g->tlb_off + (uint32_t)offsetof(struct tlb_entry, hpage)));
@@ -173,7 +173,7 @@ void gen_bitstring(struct gen *g, unsigned i)
 	d->retry = retry;
 	d->saved = live;
 	d->saved_grp = false;
-	d->what = in->opsize | (in->mem_written ? 0x100u : 0) | i << 16;
+	d->what = in->opsize | (in->mem_written ? FILL_WRITE : 0) | check_forced(g, bi->pc) | i << 16;
 	d->addr = (struct address){ .base = -2 };
 	e_pxxx_gs(c, 2, T2, e_guest_reg(g, in->reg, T2), q ? OFF(pext_63) : OFF(pext_31));
 	struct x86_rewrite rw = { .mem_base = T1, .mem_index = -1 };

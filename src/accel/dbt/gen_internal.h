@@ -18,7 +18,7 @@ struct cold {
 	unsigned insn;	   /* index */
 	unsigned check;	   /* COLD_GROUP, COLD_STACK */
 	uint32_t link;	   /* COLD_LINK */
-	uint32_t what;	   /* COLD_SINGLE: T2 */
+	uint32_t what;	   /* argument of the fill helper: FILL_* */
 	bool saved, saved_grp; /* flags are in rax, rax in GRP or in the save slot */
 	struct address addr; /* COLD_SINGLE: to recompute; base -2: it is in GRP */
 	uint64_t pc;	   /* COLD_EXIT_PC */
@@ -56,7 +56,8 @@ void e_save_flags(struct gen *g, bool grp);
 void e_restore_flags(struct gen *g, bool grp);
 void e_address(struct gen *g, int dst, int base, int index, int scale, int seg, int64_t disp);
 void e_insn_address(struct gen *g, const struct address *a);
-uint8_t *e_tlb_check(struct gen *g, bool write, unsigned len);
+uint32_t check_forced(const struct gen *g, uint64_t pc);
+uint8_t *e_tlb_check(struct gen *g, bool write, unsigned len, uint32_t forced);
 void gen_single(struct gen *g, unsigned i, const struct address *addr, unsigned size, bool write, struct mem *op);
 void gen_check(struct gen *g, unsigned k);
 struct mem group_operand(struct gen *g, const struct block_insn *bi, bool no_identity);

@@ -76,15 +76,22 @@ static uint32_t tlb_const(const struct gen *g, uint64_t gva)
 	return g->tlb_off + (uint32_t)((gva >> 12) & (g->tlb_mask >> 5)) * (uint32_t)sizeof(struct tlb_entry);
 }
 
-/* The jump to the cold part of a check; the forced mode takes it always. */
-static uint8_t *e_check_jump(struct gen *g, int cc)
+/* The forced mode makes one check in four fail whatever the address: chosen by address, so that a guest's loops see both kinds. */
+uint32_t check_forced(const struct gen *g, uint64_t pc)
 {
-	return g->vm->debug & ACCEL_DEBUG_CHECKS_FAIL ? e_jmp_fwd(&g->c) : e_jcc_fwd(&g->c, cc);
+	bool force = g->vm->debug & ACCEL_DEBUG_CHECKS_FAIL && (pc * 0x9e3779b97f4a7c15ull) >> 62 == 0;
+	return force ? FILL_REFUSE : 0;
+}
+
+/* The jump to the cold part of a check. */
+static uint8_t *e_check_jump(struct gen *g, int cc, uint32_t forced)
+{
+	return forced ? e_jmp_fwd(&g->c) : e_jcc_fwd(&g->c, cc);
 }
 
 /* Check T1 for `len` bytes against the TLB: jumps to cold if it misses. Then T1 is the offset in the page and T2 the entry's offset
  * from the TLB's start. Clobbers flags. */
-uint8_t *e_tlb_check(struct gen *g, bool write, unsigned len)
+uint8_t *e_tlb_check(struct gen *g, bool write, unsigned len, uint32_t forced)
 {
 	struct code *c = &g->c;
 	e_rorx(c, T2, T1, 7);
@@ -92,11 +99,11 @@ uint8_t *e_tlb_check(struct gen *g, bool write, unsigned len)
 	e_op_mem(c, 1, 0x03, T1,
 		 mem_gsr(T2, g->tlb_off + (uint32_t)(write ? offsetof(struct tlb_entry, nwrite) : offsetof(struct tlb_entry, nread))));
 	e8(c, 0x49), e8(c, 0x81), e8(c, 0xf8), e32(c, (uint32_t)(PAGE_SIZE - len)); /* cmp r8, 4096 - len */
-	return e_check_jump(g, CC_A);
+	return e_check_jump(g, CC_A, forced);
 }
 
 /* The same for an address known now: compares the entry's tag. */
-static uint8_t *e_tlb_check_const(struct gen *g, uint64_t gva, bool write)
+static uint8_t *e_tlb_check_const(struct gen *g, uint64_t gva, bool write, uint32_t forced)
 {
 	struct code *c = &g->c;
 	uint64_t ntag = -(gva & PAGE_MASK);
@@ -109,7 +116,7 @@ static uint8_t *e_tlb_check_const(struct gen *g, uint64_t gva, bool write)
 		e_mov_imm(c, T1, ntag);
 		e_op_mem(c, 1, 0x39, T1, tag);
 	}
-	return e_check_jump(g, CC_NE);
+	return e_check_jump(g, CC_NE, forced);
 }
 
 /* An access checked by itself: afterwards the host address is in *op (T1/T2 based). */
@@ -119,14 +126,14 @@ void gen_single(struct gen *g, unsigned i, const struct address *addr, unsigned 
 	const struct block_insn *bi = &g->b->insn[i];
 	bool live = bi->live_in != 0;
 	bool grp = !bi->grp_busy && !g->grp_used;
-	uint32_t retry = code_rx(c);
+	uint32_t retry = code_rx(c), forced = check_forced(g, bi->pc);
 	bool constant = is_constant(addr->base, addr->index, addr->seg) &&
 			(((uint64_t)addr->disp ^ ((uint64_t)addr->disp + size - 1)) & PAGE_MASK) == 0;
 	uint8_t *from;
 	if (constant) {
 		if (live)
 			e_save_flags(g, grp);
-		from = e_tlb_check_const(g, (uint64_t)addr->disp, write);
+		from = e_tlb_check_const(g, (uint64_t)addr->disp, write, forced);
 		if (live)
 			e_restore_flags(g, grp);
 		e_load(c, T2, mem_gs(tlb_const(g, (uint64_t)addr->disp) + (uint32_t)offsetof(struct tlb_entry, hpage)));
@@ -135,7 +142,7 @@ void gen_single(struct gen *g, unsigned i, const struct address *addr, unsigned 
 		e_insn_address(g, addr);
 		if (live)
 			e_save_flags(g, grp);
-		from = e_tlb_check(g, write, size);
+		from = e_tlb_check(g, write, size, forced);
 		if (live)
 			e_restore_flags(g, grp);
 		e_load(c, T2, mem_gsr(T2, g->tlb_off + (uint32_t)offsetof(struct tlb_entry, hpage)));
@@ -146,7 +153,7 @@ void gen_single(struct gen *g, unsigned i, const struct address *addr, unsigned 
 	d->retry = retry;
 	d->saved = live;
 	d->saved_grp = grp;
-	d->what = size | (write ? 0x100u : 0) | i << 16;
+	d->what = size | (write ? FILL_WRITE : 0) | forced | i << 16;
 	d->addr = *addr;
 }
 
@@ -156,7 +163,7 @@ void gen_check(struct gen *g, unsigned k)
 	struct code *c = &g->c;
 	const struct check *ch = &g->b->check[k];
 	bool grp = !ch->stack || !g->b->insn[ch->at].grp_busy;
-	uint32_t retry = code_rx(c);
+	uint32_t retry = code_rx(c), forced = check_forced(g, g->b->insn[ch->at].pc);
 	uint8_t *from;
 	if (ch->stack) {
 		e_lea(c, T1, mem_b(ch->base, (int32_t)ch->lo));
@@ -164,13 +171,13 @@ void gen_check(struct gen *g, unsigned k)
 			e_save_flags(g, grp);
 		e_op_mem(c, 1, 0x03, T1, mem_gs(OFF(stack_ntag)));
 		e8(c, 0x49), e8(c, 0x81), e8(c, 0xf8), e32(c, (uint32_t)(PAGE_SIZE - ch->len));
-		from = e_check_jump(g, CC_A);
+		from = e_check_jump(g, CC_A, forced);
 		if (ch->save_flags)
 			e_restore_flags(g, grp);
 	} else if (is_constant(ch->base, ch->index, ch->seg)) {
 		if (ch->save_flags)
 			e_save_flags(g, grp);
-		from = e_tlb_check_const(g, (uint64_t)ch->lo, ch->write);
+		from = e_tlb_check_const(g, (uint64_t)ch->lo, ch->write, forced);
 		if (ch->save_flags)
 			e_restore_flags(g, grp);
 		e_load(c, GRP, mem_gs(tlb_const(g, (uint64_t)ch->lo) + (uint32_t)offsetof(struct tlb_entry, hpage)));
@@ -178,7 +185,7 @@ void gen_check(struct gen *g, unsigned k)
 		e_address(g, T1, ch->base, ch->index, ch->scale, ch->seg, ch->lo);
 		if (ch->save_flags)
 			e_save_flags(g, grp);
-		from = e_tlb_check(g, ch->write, ch->len);
+		from = e_tlb_check(g, ch->write, ch->len, forced);
 		if (ch->save_flags)
 			e_restore_flags(g, grp);
 		e_load(c, GRP, mem_gsr(T2, g->tlb_off + (uint32_t)offsetof(struct tlb_entry, addend)));
@@ -189,6 +196,7 @@ void gen_check(struct gen *g, unsigned k)
 	d->saved = ch->save_flags;
 	d->saved_grp = grp;
 	d->check = k;
+	d->what = (ch->write ? FILL_WRITE : 0) | forced | ch->len << 16;
 	d->link = link_new(g, g->b->insn[ch->at].pc, g->b->mode | MODE_NOMERGE, g->b->insn[ch->at].pc);
 }
 
