@@ -344,7 +344,7 @@ uint64_t dbt_help_fill_stack(struct dbt_vcpu *v, uint64_t gva, uint64_t what, ui
 	bool user = v->s.cpl == 3;
 	uint64_t page = gva & PAGE_MASK;
 	struct tlb_entry *e = &v->tlb[user][(page >> 12) & (v->vm->debug & ACCEL_DEBUG_TINY_TLB ? 3 : TLB_SIZE - 1)];
-	if ((gva & (PAGE_SIZE - 1)) + (what >> 16) > PAGE_SIZE ||
+	if ((gva & (PAGE_SIZE - 1)) + (what >> 16) > PAGE_SIZE || v->vm->debug & ACCEL_DEBUG_CHECKS_FAIL ||
 	    (e->nwrite != -page && dbt_fill(v, gva, what >> 16, true, user) < 0))
 		return ret + 5;
 	v->stack_ntag = -page;
