@@ -159,6 +159,10 @@ struct dbt_vcpu {
 	uint8_t shadow_class; /* whose stack shadow_rsp is */
 	uint64_t resume_pc, resume_gen; /* after a step: if rip is resume_pc and nothing was flushed, enter at resume_at */
 	uint32_t resume_at;
+	uint64_t found_gen; /* vm->flushes when the block to enter was looked up */
+	uint64_t exit_gen;  /* vm->flushes at the last exit */
+	uint32_t exit_mode; /* MODE_NOMERGE of the exit's target */
+	bool exit_stale;    /* DBT_EXIT_TOKEN: from a block that is dead */
 	struct emu_fault fault;
 
 	_Atomic uint8_t inside;
@@ -287,7 +291,8 @@ struct dbt_vm {
 	pthread_mutex_t world; /* held by the stopper */
 	pthread_cond_t world_go;
 	_Atomic uint32_t stop_requested;
-	uint64_t flushes, translated, translated_insns;
+	_Atomic uint64_t flushes; /* of the whole cache: indices of blocks and links found before one mean nothing after it */
+	uint64_t translated, translated_insns;
 };
 
 #define OFF(field) ((uint32_t)offsetof(struct dbt_vcpu, field))
@@ -344,6 +349,8 @@ int dbt_emu_translate(void *opaque, uint64_t gva, enum mmu_access access, bool u
 		      uint32_t *error);
 /* Fill for one access of `size` bytes: 0 if the inline check will pass now, -1 if it cannot (fault, device, page crossing, code page). */
 int dbt_fill(struct dbt_vcpu *v, uint64_t gva, unsigned size, bool write, bool user);
+/* Their second argument: bits 0-7 size and bits 16.. instruction index for single accesses, bits 16.. length for merged ones. */
+enum { FILL_WRITE = 0x100, FILL_REFUSE = 0x200 /* forced mode: do as if it could not be filled */ };
 uint64_t dbt_help_fill_single(struct dbt_vcpu *v, uint64_t gva, uint64_t what, uint64_t ret);
 uint64_t dbt_help_fill_group(struct dbt_vcpu *v, uint64_t gva, uint64_t what, uint64_t ret);
 uint64_t dbt_help_fill_stack(struct dbt_vcpu *v, uint64_t gva, uint64_t what, uint64_t ret);

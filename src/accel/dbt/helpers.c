@@ -6,6 +6,7 @@
  */
 #include "accel/dbt/dbt.h"
 
+#include "base/unaligned.h"
 #include "cpu/x86/cpuid.h"
 #include "cpu/x86/seg.h"
 
@@ -109,13 +110,13 @@ uint64_t dbt_help_string(struct dbt_vcpu *v, uint64_t what, uint64_t pc, uint64_
 				*rax = (*rax & ~0xffull) | *last;
 				break;
 			case 2:
-				*rax = (*rax & ~0xffffull) | *(const uint16_t *)(const void *)last;
+				*rax = (*rax & ~0xffffull) | unaligned_load16(last);
 				break;
 			case 4:
-				*rax = *(const uint32_t *)(const void *)last;
+				*rax = unaligned_load32(last);
 				break;
 			default:
-				*rax = *(const uint64_t *)(const void *)last;
+				*rax = unaligned_load64(last);
 				break;
 			}
 		}
@@ -214,7 +215,7 @@ static bool load_plain(struct dbt_vcpu *v, uint16_t sel, bool code, unsigned cpl
 	const uint8_t *p = access_page(v, at, false, false);
 	if (!p)
 		return false;
-	uint64_t d = *(const volatile uint64_t *)(const void *)p;
+	uint64_t d = unaligned_load64(p);
 	uint16_t attr = (uint16_t)(d >> 40) & 0xf0ff;
 	uint16_t want = (uint16_t)(SEG_S | SEG_P | SEG_A | SEG_RW | cpl << SEG_DPL_SHIFT | (code ? SEG_CODE | SEG_L : 0));
 	uint16_t mask = (uint16_t)(SEG_S | SEG_P | SEG_A | SEG_RW | 3 << SEG_DPL_SHIFT | SEG_CODE | SEG_CE | (code ? SEG_L | SEG_DB : 0));
@@ -235,10 +236,11 @@ uint64_t dbt_help_iret(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint64_
 	uint64_t rsp = v->s.gpr[RSP];
 	if ((rsp & (PAGE_SIZE - 1)) > PAGE_SIZE - 40 || !x86_canonical(rsp) || v->s.nmi_masked || v->s.rflags & FL_NT)
 		return leave_step(v, pc);
-	const volatile uint64_t *f = (const volatile uint64_t *)(const void *)access_page(v, rsp, false, false);
+	const uint8_t *f = access_page(v, rsp, false, false);
 	if (!f)
 		return leave_step(v, pc);
-	uint64_t rip = f[0], cs = f[1], flags = f[2], new_rsp = f[3], ss = f[4];
+	uint64_t rip = unaligned_load64(f), cs = unaligned_load64(f + 8), flags = unaligned_load64(f + 16);
+	uint64_t new_rsp = unaligned_load64(f + 24), ss = unaligned_load64(f + 32);
 	unsigned cpl = cs & 3;
 	struct x86_seg new_cs, new_ss;
 	if ((cpl != 0 && cpl != 3) || !x86_canonical(rip) || flags & (FL_VM | FL_NT) || (ss & 3) != cpl ||
@@ -281,7 +283,7 @@ uint64_t dbt_help_popf(struct dbt_vcpu *v, uint64_t next, uint64_t pc, uint64_t 
 		mask |= FL_IF | FL_IOPL;
 	else if ((v->s.rflags & FL_IOPL) == FL_IOPL)
 		return leave_step(v, pc);
-	uint64_t flags = (whole_flags(v) & ~mask) | (*(const volatile uint64_t *)(const void *)p & mask);
+	uint64_t flags = (whole_flags(v) & ~mask) | (unaligned_load64(p) & mask);
 	v->s.gpr[RSP] = rsp + 8;
 	set_flags(v, flags);
 	if (!(flags & FL_TF) && !(v->iflag && v->irq_waiting))

@@ -424,10 +424,10 @@ static void decode_flags(const ZydisDecodedInstruction *zi, struct x86_insn *out
 		out->flags_killed = FL_ZF | FL_PF | FL_CF;
 		out->flags_maybe = FL_OF | FL_SF | FL_AF;
 		return;
-	case ZYDIS_MNEMONIC_VTESTPS: /* ZF and CF are the result, the others become 0: the decoder's table has only the result */
+	case ZYDIS_MNEMONIC_VTESTPS: /* OF, SF, AF, PF are cleared, which Zydis does not say */
 	case ZYDIS_MNEMONIC_VTESTPD:
-	case ZYDIS_MNEMONIC_PTEST:
 	case ZYDIS_MNEMONIC_VPTEST:
+	case ZYDIS_MNEMONIC_PTEST:
 		out->flags_killed = FL_STATUS;
 		return;
 	case ZYDIS_MNEMONIC_MOV: /* CR and DR forms: undefined by the manual, unchanged in practice */
@@ -463,12 +463,6 @@ static void decode_flags(const ZydisDecodedInstruction *zi, struct x86_insn *out
 static int decode_status(ZyanStatus status, unsigned n)
 {
 	return status == ZYDIS_STATUS_NO_MORE_DATA && n < ZYDIS_MAX_INSTRUCTION_LENGTH ? -ENODATA : -EILSEQ;
-}
-
-/* D8..DF: x87, whichever processor brought the instruction (FCOMI is the Pentium Pro's, FISTTP SSE3's). */
-static bool is_escape(const struct x86_insn *in)
-{
-	return in->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && in->map == MAP_1BYTE && (in->opcode & 0xf8) == 0xd8;
 }
 
 int x86_decode(const uint8_t *bytes, unsigned n, enum x86_mode mode, struct x86_insn *out)
@@ -520,7 +514,7 @@ int x86_decode(const uint8_t *bytes, unsigned n, enum x86_mode mode, struct x86_
 	out->imm_off = out->imm_len ? zi.raw.imm[0].offset : 0;
 	out->imm = zi.raw.imm[0].value.s;
 	out->imm2 = zi.raw.imm[1].value.u;
-	out->fpu = ((isa & ISA_FPU) && !insn_is_integer(zi.mnemonic)) || is_escape(out);
+	out->fpu = (isa & ISA_FPU) && !insn_is_integer(zi.mnemonic);
 
 	decode_operands(&zi, ops, out);
 	decode_fixup(out);
@@ -549,6 +543,8 @@ static void vectors_operand(const ZydisDecodedOperand *op, struct x86_vectors *o
 		n = reg - ZYDIS_REGISTER_YMM0;
 	else if (reg >= ZYDIS_REGISTER_MM0 && reg <= ZYDIS_REGISTER_MM7)
 		out->mmx = true;
+	else if (reg >= ZYDIS_REGISTER_ST0 && reg <= ZYDIS_REGISTER_ST7)
+		out->x87 = true;
 	if (n < 0)
 		return;
 	bool writes = op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
@@ -573,7 +569,15 @@ void x86_vectors(const struct x86_insn *in, struct x86_vectors *out)
 	for (unsigned i = 0; i < zi.operand_count; i++)
 		if (ops[i].type == ZYDIS_OPERAND_TYPE_REGISTER)
 			vectors_operand(&ops[i], out);
-	out->x87 = is_escape(in);
+	switch (zi.meta.isa_set) {
+	case ZYDIS_ISA_SET_X87:
+	case ZYDIS_ISA_SET_FCMOV:
+	case ZYDIS_ISA_SET_SSE3X87:
+		out->x87 = true;
+		break;
+	default:
+		break;
+	}
 	switch (zi.mnemonic) {
 	case ZYDIS_MNEMONIC_EMMS:
 		out->mmx = true;

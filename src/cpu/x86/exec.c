@@ -317,12 +317,6 @@ static enum x86_mode code_mode(const struct x86_state *s)
 	return s->seg[SREG_CS].attr & SEG_DB ? X86_MODE_32 : X86_MODE_16;
 }
 
-/* Conversions between MMX registers and floating-point operands, which may be in memory: MXCSR takes part. */
-static bool converts_mmx(const struct x86_insn *in)
-{
-	return in->map == MAP_0F && (in->opcode == 0x2a || in->opcode == 0x2c || in->opcode == 0x2d);
-}
-
 static uint8_t fpu_class(const struct x86_insn *in, const struct x86_vectors *v)
 {
 	bool vec = v->read | v->written;
@@ -335,8 +329,11 @@ static uint8_t fpu_class(const struct x86_insn *in, const struct x86_vectors *v)
 		return FPU_WAIT;
 	if (v->x87)
 		return FPU_X87;
-	if (v->mmx)
-		return vec || converts_mmx(in) ? FPU_MIXED : FPU_MMX;
+	if (v->mmx) {
+		/* CVTxPS2PI and the like use MXCSR, also with memory operands. */
+		bool convert = in->map == MAP_0F && (in->opcode == 0x2a || in->opcode == 0x2c || in->opcode == 0x2d);
+		return vec || convert ? FPU_MIXED : FPU_MMX;
+	}
 	return FPU_SSE;
 }
 
