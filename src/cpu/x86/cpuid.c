@@ -341,7 +341,7 @@ void x86_cpuid(const struct x86_cpuid_table *t, const struct x86_state *s, uint3
 	const struct x86_cpuid_leaf *l = find_const(t, eax, ecx);
 	uint32_t size = s->xcr0 & XCR0_AVX ? 832 : 576;
 
-	memset(out, 0, 4 * sizeof(out[0]));
+	out[EAX] = out[EBX] = out[ECX] = out[EDX] = 0;
 	if (l) {
 		out[EAX] = l->eax;
 		out[EBX] = l->ebx;
