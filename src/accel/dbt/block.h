@@ -60,6 +60,14 @@ enum access_kind {
 	ACC_STACK,  /* under a stack window check: STK holds the addend */
 };
 
+/* seg base + base + index*scale + disp; registers are guest GPRs or -1. */
+struct address {
+	int8_t base, index;
+	uint8_t scale;
+	uint8_t seg; /* SREG_FS, SREG_GS or SREG_DS for none */
+	int64_t disp;
+};
+
 struct block_insn {
 	struct x86_insn in;
 	uint64_t pc, next;
@@ -67,11 +75,7 @@ struct block_insn {
 	uint8_t acc;
 	uint16_t live_in; /* status flags that may be read before they are written, from here on */
 	bool grp_busy;	  /* GRP holds a group's addend across this instruction */
-	/* Explicit memory operand as an address: seg base + base + index*scale + disp; RIP-relative ones are absolute. */
-	int8_t base, index;
-	uint8_t scale;
-	uint8_t seg; /* SREG_FS, SREG_GS or SREG_DS for none */
-	int64_t disp;
+	struct address ea; /* of the explicit memory operand; RIP-relative ones are absolute */
 };
 
 /* A check placed before instruction `at`. */

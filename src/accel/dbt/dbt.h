@@ -349,6 +349,8 @@ int dbt_emu_translate(void *opaque, uint64_t gva, enum mmu_access access, bool u
 		      uint32_t *error);
 /* Fill for one access of `size` bytes: 0 if the inline check will pass now, -1 if it cannot (fault, device, page crossing, code page). */
 int dbt_fill(struct dbt_vcpu *v, uint64_t gva, unsigned size, bool write, bool user);
+/* Their second argument: bits 0-7 size and bits 16.. instruction index for single accesses, bits 16.. length for merged ones. */
+enum { FILL_WRITE = 0x100, FILL_REFUSE = 0x200 /* forced mode: do as if it could not be filled */ };
 uint64_t dbt_help_fill_single(struct dbt_vcpu *v, uint64_t gva, uint64_t what, uint64_t ret);
 uint64_t dbt_help_fill_group(struct dbt_vcpu *v, uint64_t gva, uint64_t what, uint64_t ret);
 uint64_t dbt_help_fill_stack(struct dbt_vcpu *v, uint64_t gva, uint64_t what, uint64_t ret);

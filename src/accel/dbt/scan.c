@@ -269,14 +269,14 @@ static enum insn_class classify(const struct x86_insn *in, uint32_t mode)
 static void operand(struct block_insn *g)
 {
 	const struct x86_insn *in = &g->in;
-	g->seg = in->seg == SREG_FS || in->seg == SREG_GS ? in->seg : SREG_DS;
-	g->index = in->index;
-	g->scale = in->scale;
-	g->disp = in->disp;
-	g->base = in->base;
+	g->ea.seg = in->seg == SREG_FS || in->seg == SREG_GS ? in->seg : SREG_DS;
+	g->ea.index = in->index;
+	g->ea.scale = in->scale;
+	g->ea.disp = in->disp;
+	g->ea.base = in->base;
 	if (in->base == 16) {
-		g->base = -1;
-		g->disp = (int64_t)(g->next + (uint64_t)in->disp);
+		g->ea.base = -1;
+		g->ea.disp = (int64_t)(g->next + (uint64_t)in->disp);
 	}
 }
 

@@ -232,7 +232,7 @@ static uint8_t *fill_l1(struct dbt_vcpu *v, uint64_t gva, bool user, uint64_t gp
 
 int dbt_fill(struct dbt_vcpu *v, uint64_t gva, unsigned size, bool write, bool user)
 {
-	if ((gva & (PAGE_SIZE - 1)) + size > PAGE_SIZE || !x86_canonical(gva) || v->vm->debug & ACCEL_DEBUG_CHECKS_FAIL)
+	if ((gva & (PAGE_SIZE - 1)) + size > PAGE_SIZE || !x86_canonical(gva))
 		return -1;
 	uint64_t gpa;
 	uint8_t flags;
@@ -317,10 +317,9 @@ void dbt_token_set(struct dbt_vcpu *v, const struct view *w, bool global)
 	v->token_list[v->token_count++] = (uint16_t)slot;
 }
 
-/* `what` of the fill helpers: bits 0-7 size, bit 8 write, bits 16.. instruction index. */
 uint64_t dbt_help_fill_single(struct dbt_vcpu *v, uint64_t gva, uint64_t what, uint64_t ret)
 {
-	if (dbt_fill(v, gva, what & 0xff, what & 0x100, v->s.cpl == 3) == 0)
+	if (!(what & FILL_REFUSE) && dbt_fill(v, gva, what & 0xff, what & FILL_WRITE, v->s.cpl == 3) == 0)
 		return 0;
 	struct tb *t = dbt_tb_by_host(v->vm, (uint32_t)ret);
 	const struct insn_meta *m = &v->vm->meta[t->meta + (what >> 16)];
@@ -337,7 +336,7 @@ uint64_t dbt_help_fill_single(struct dbt_vcpu *v, uint64_t gva, uint64_t what, u
 
 uint64_t dbt_help_fill_group(struct dbt_vcpu *v, uint64_t gva, uint64_t what, uint64_t ret)
 {
-	if (dbt_fill(v, gva, what >> 16, what & 0x100, v->s.cpl == 3) == 0)
+	if (!(what & FILL_REFUSE) && dbt_fill(v, gva, what >> 16, what & FILL_WRITE, v->s.cpl == 3) == 0)
 		return 0;
 	return ret + 5; /* past the jump that retries: the way to the unmerged block */
 }
@@ -347,7 +346,7 @@ uint64_t dbt_help_fill_stack(struct dbt_vcpu *v, uint64_t gva, uint64_t what, ui
 	bool user = v->s.cpl == 3;
 	uint64_t page = gva & PAGE_MASK;
 	struct tlb_entry *e = &v->tlb[user][(page >> 12) & (v->vm->debug & ACCEL_DEBUG_TINY_TLB ? 3 : TLB_SIZE - 1)];
-	if ((gva & (PAGE_SIZE - 1)) + (what >> 16) > PAGE_SIZE ||
+	if (what & FILL_REFUSE || (gva & (PAGE_SIZE - 1)) + (what >> 16) > PAGE_SIZE ||
 	    (e->nwrite != -page && dbt_fill(v, gva, what >> 16, true, user) < 0))
 		return ret + 5;
 	v->stack_ntag = -page;
