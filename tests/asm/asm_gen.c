@@ -254,6 +254,10 @@ bool asm_gen_assemble(const struct asm_gen *g, struct asm_program *out)
 		return false;
 	*out = g->start;
 	out->native = g->start.user && asm_base_native(g->start.base);
+#ifdef __SANITIZE_ADDRESS__
+	/* A bit string's offset reaches the sanitizer's shadow from the first base, which is no page fault then. */
+	out->native &= g->start.base != 0;
+#endif
 	out->len = item_offsets(g, at) - g->start.start;
 	if (out->len > ASM_PROGRAM_MAX - 16)
 		return false;
