@@ -253,7 +253,8 @@ bool asm_gen_assemble(const struct asm_gen *g, struct asm_program *out)
 	if (!flow_undefined(g, undef))
 		return false;
 	*out = g->start;
-	out->native = g->start.user && asm_base_native(g->start.base);
+	/* Unmasked x87 exceptions keep a store from its operand's fault: natively only without. */
+	out->native = g->start.user && asm_base_native(g->start.base) && (g->start.s.xsave[0] & 0x3f) == 0x3f;
 #ifdef __SANITIZE_ADDRESS__
 	/* A bit string's offset reaches the sanitizer's shadow from the first base, which is no page fault then. */
 	out->native &= g->start.base != 0;

@@ -13,6 +13,7 @@
 /* What a signal handler must find; there is one native program at a time. */
 static struct {
 	bool open, running;
+	uint32_t last_start, last_len; /* where code was put */
 	uint8_t *window; /* code, data and stack windows of the memfd */
 	const struct asm_program *p;
 	uint64_t fs, gs; /* the host's */
@@ -150,6 +151,7 @@ int asm_native_open(struct error *err)
 		return error_set(err, ENOMEM, "cannot map the native program's memory");
 	}
 	memset(native.window, 0, TOTAL);
+	memset(native.window + CODE_AT, 0xf4, ASM_CODE_PAGES * PAGE);
 	struct asm_page page[ASM_PAGES];
 	asm_layout(page);
 	for (unsigned b = 0; asm_base_native(b); b++)
@@ -188,7 +190,10 @@ void asm_native_run(const struct asm_program *p, struct asm_result *out)
 	stack_t st = { .ss_sp = stack, .ss_size = sizeof(stack) }, old_st;
 
 	memset(out, 0, sizeof(*out));
+	memset(native.window + CODE_AT + native.last_start, 0xf4, native.last_len);
 	memcpy(native.window + CODE_AT + p->start, p->code, p->len);
+	native.last_start = p->start;
+	native.last_len = p->len;
 	asm_fill(native.window + DATA_AT, p->fill);
 	asm_fill(native.window + STACK_AT, p->fill ^ 0x5555);
 	native.p = p;

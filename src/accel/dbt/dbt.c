@@ -495,7 +495,8 @@ static int vcpu_run(struct accel_vcpu *vcpu)
 		if (from_target && t->ind && !(vm->debug & ACCEL_DEBUG_NO_CHAIN))
 			v->icache[t->pc & 0xffff] = t->ind;
 		from_link = 0, from_target = false, extra = 0;
-		v->jump_cache[JUMP_HASH(t->pc)] = (struct jump_cache){ t->pc, t->mode, t->checked };
+		v->jump_cache[JUMP_HASH(t->pc)] = (struct jump_cache){ t->pc, t->mode, t->checked, vm->view[t->view].token,
+								  vm->view[t->view].slot };
 		v->trace[v->trace_at++ % 64].pc = v->s.rip;
 		uint32_t at = t->body;
 	resume:
