@@ -521,13 +521,15 @@ static int vcpu_run(struct accel_vcpu *vcpu)
 			uint32_t resume = v->resume_at;
 			v->resume_at = 0;
 			uint32_t before = dbt_mode(v);
+			uint64_t delivered = v->emu.delivered;
 			stop = step(v);
 			if (stop)
 				goto out;
 			if (v->s.halted || v->exit_req || v->irq_waiting) {
 				look = true;
 			} else if (resume && v->s.rip == v->resume_pc && v->resume_gen == v->tlb_gen && dbt_mode(v) == before &&
-				   !must_step(v)) {
+				   v->emu.delivered == delivered && !must_step(v)) {
+				/* Not by way of an exception whose handler is the next instruction: RSP would be another. */
 				at = resume;
 				v->found_gen = v->exit_gen;
 				goto resume;
