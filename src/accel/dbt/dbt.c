@@ -493,7 +493,7 @@ static int vcpu_run(struct accel_vcpu *vcpu)
 			pthread_mutex_unlock(&vm->lock);
 		}
 		if (from_target && t->ind && !(vm->debug & ACCEL_DEBUG_NO_CHAIN))
-			v->icache[t->pc & 0xffff] = t->ind;
+			v->icache[t->mode & MODE_USER][t->pc & 0xffff] = t->ind;
 		from_link = 0, from_target = false, extra = 0;
 		v->jump_cache[JUMP_HASH(t->pc)] = (struct jump_cache){ t->pc, t->mode, t->checked };
 		v->trace[v->trace_at++ % 64].pc = v->s.rip;
@@ -653,12 +653,12 @@ static int vcpu_create(struct accel_vcpu **out, struct accel_vm *vm, const struc
 		mprotect(v->shadow_base + 2 * (PAGE_SIZE + SHADOW_SIZE), PAGE_SIZE, PROT_NONE);
 		for (int u = 0; u < 2; u++)
 			for (int i = 0; i < 8; i++)
-				((uint64_t *)(uintptr_t)dbt_shadow_top(v, u))[i] = vm->vm.stub.ret_underflow;
+				((uint64_t *)(uintptr_t)dbt_shadow_top(v, u))[i] = vm->vm.stub.ret_underflow[u];
 		v->shadow_rsp = dbt_shadow_top(v, 0);
 		v->shadow_other = dbt_shadow_top(v, 1);
 	}
 	for (unsigned i = 0; i < ICACHE_SIZE; i++)
-		v->icache[i] = vm->vm.stub.miss;
+		v->icache[0][i] = v->icache[1][i] = vm->vm.stub.miss;
 	dbt_tlb_reset(v);
 	if (!v->shadow_base) {
 		vm->vm.vcpu[config->index] = v;

@@ -136,7 +136,9 @@ struct dbt_vcpu {
 
 	struct tlb_entry tlb[2][TLB_SIZE]; /* 0 supervisor, 1 user */
 	uint32_t token[TOKEN_SLOTS];
-	uint32_t icache[ICACHE_SIZE]; /* low 16 bits of a target -> RX address that checks it */
+	/* Of supervisor (0) and user (1) code: low 16 bits of a target -> RX address that checks it. Tokens of both are valid at the same
+	 * time, so neither may find the other's blocks. */
+	uint32_t icache[2][ICACHE_SIZE];
 
 	/* --- not used by generated code --- */
 	uint16_t fill_list[2][TLB_SIZE]; /* entries filled from non-global pages */
@@ -259,9 +261,9 @@ struct dbt_vm {
 	struct {
 		uint32_t enter;		/* C function: void (void) */
 		uint32_t exit;		/* jump here with exit_reason set */
-		uint32_t lookup;	/* jump here with T1 = guest target: through the icache */
+		uint32_t lookup[2];	/* jump here with T1 = guest target: through the supervisor's or the user's icache */
 		uint32_t miss;		/* what empty icache slots hold: exit with DBT_EXIT_TARGET */
-		uint32_t ret_underflow; /* at the bottom of the private stacks */
+		uint32_t ret_underflow[2]; /* at the bottom of the private stacks */
 		uint32_t link;		/* exits with exit_arg set by the site: DBT_EXIT_LINK */
 		uint32_t step;		/* exits: T1 = guest pc, DBT_EXIT_STEP */
 		uint32_t pc;		/* exits: T1 = guest pc, DBT_EXIT_PC */
@@ -297,6 +299,13 @@ struct dbt_vm {
 
 #define OFF(field) ((uint32_t)offsetof(struct dbt_vcpu, field))
 #define OFF_GPR(n) ((uint32_t)(offsetof(struct dbt_vcpu, s.gpr) + 8u * (unsigned)(n)))
+
+/* The entry of a class's icache that register `index` selects. */
+static inline struct mem mem_icache(int index, int user)
+{
+	uint32_t off = OFF(icache) + (user ? ICACHE_SIZE * (uint32_t)sizeof(uint32_t) : 0);
+	return (struct mem){ .base = -1, .index = index, .scale = 4, .disp = (int32_t)off, .gs = true };
+}
 
 /* --- stubs.c --- */
 int dbt_stubs_emit(struct dbt_vm *vm);
