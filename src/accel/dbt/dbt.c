@@ -413,8 +413,18 @@ static void resolve_exit(struct dbt_vcpu *v)
 	}
 }
 
-/* Run translated code from `at` until it exits. False, with nothing run, if the code cache was flushed since found_gen. */
-static bool enter(struct dbt_vcpu *v, uint32_t at)
+/* Let other blocks and helpers find t from now on: by its address, and if `indirect` by jumps that missed. Only inside: what is read
+ * here of the tables must not outlive a flush, which also empties these caches. */
+static void remember(struct dbt_vcpu *v, const struct tb *t, bool indirect)
+{
+	if (indirect && t->ind && !(v->vm->debug & ACCEL_DEBUG_NO_CHAIN))
+		v->icache[t->mode & MODE_USER][t->pc & 0xffff] = t->ind;
+	v->jump_cache[JUMP_HASH(t->pc)] = (struct jump_cache){ t->pc, t->mode, t->checked };
+}
+
+/* Run translated code from `at` until it exits; t is its block, if it was just found. False, with nothing run, if the code cache was
+ * flushed since found_gen. */
+static bool enter(struct dbt_vcpu *v, uint32_t at, const struct tb *t, bool indirect)
 {
 	struct dbt_vm *vm = v->vm;
 	dbt_shadow_select(v);
@@ -434,6 +444,8 @@ static bool enter(struct dbt_vcpu *v, uint32_t at)
 	}
 	bool valid = atomic_load_explicit(&vm->flushes, memory_order_relaxed) == v->found_gen;
 	if (valid) {
+		if (t)
+			remember(v, t, indirect);
 		dbt_enter(v);
 		resolve_exit(v);
 	}
@@ -492,14 +504,12 @@ static int vcpu_run(struct accel_vcpu *vcpu)
 			}
 			pthread_mutex_unlock(&vm->lock);
 		}
-		if (from_target && t->ind && !(vm->debug & ACCEL_DEBUG_NO_CHAIN))
-			v->icache[t->mode & MODE_USER][t->pc & 0xffff] = t->ind;
+		bool indirect = from_target;
 		from_link = 0, from_target = false, extra = 0;
-		v->jump_cache[JUMP_HASH(t->pc)] = (struct jump_cache){ t->pc, t->mode, t->checked };
 		v->trace[v->trace_at++ % 64].pc = v->s.rip;
 		uint32_t at = t->body;
 	resume:
-		if (!enter(v, at))
+		if (!enter(v, at, t, indirect))
 			continue;
 		look = false;
 		extra = v->exit_mode;
@@ -531,6 +541,7 @@ static int vcpu_run(struct accel_vcpu *vcpu)
 				   v->emu.delivered == delivered && !must_step(v)) {
 				/* Not by way of an exception whose handler is the next instruction: RSP would be another. */
 				at = resume;
+				t = NULL;
 				v->found_gen = v->exit_gen;
 				goto resume;
 			}
