@@ -385,6 +385,15 @@ static int64_t find_block(struct dbt_vcpu *v, uint32_t mode, int *stop)
 			return 0;
 		dbt_token_set(v, &w2, global2);
 	}
+	/* Either we see the page dropped, or dbt_page_invalidate sees our token. */
+	atomic_thread_fence(memory_order_seq_cst);
+	const volatile struct tb *t = &vm->tb[tb];
+	if (t->dead) {
+		v->token[w.slot] = 0;
+		if (cross)
+			v->token[w2.slot] = 0;
+		return -1;
+	}
 	return tb;
 }
 
