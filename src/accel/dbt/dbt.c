@@ -191,18 +191,22 @@ static void *pte_hva(void *opaque, uint64_t gpa, unsigned size)
 
 /* --- Dispatcher --- */
 
-uint32_t dbt_mode(const struct dbt_vcpu *v)
+/* The mode bits that come from control registers, as user code has them. */
+static uint32_t view_mode(const struct x86_state *s)
 {
-	const struct x86_state *s = &v->s;
-	uint32_t mode = s->cpl == 3 ? MODE_USER : 0;
+	uint32_t mode = s->cr4 & CR4_TSD ? MODE_TSD : 0;
 	if (!(s->cr0 & (CR0_TS | CR0_EM)) && (s->cr4 & (CR4_OSFXSR | CR4_OSXSAVE)) == (CR4_OSFXSR | CR4_OSXSAVE) &&
 	    (s->xcr0 & GUEST_XCR0) == GUEST_XCR0)
 		mode |= MODE_FPU;
-	if (s->cpl == 3 && s->cr4 & CR4_TSD)
-		mode |= MODE_TSD;
 	if (s->cr4 & CR4_FSGSBASE)
 		mode |= MODE_FSGS;
 	return mode;
+}
+
+uint32_t dbt_mode(const struct dbt_vcpu *v)
+{
+	uint32_t mode = view_mode(&v->s);
+	return v->s.cpl == 3 ? mode | MODE_USER : mode & ~(uint32_t)MODE_TSD;
 }
 
 /* The state cannot run translated: the stepper takes it, an instruction at a time. */
@@ -331,6 +335,11 @@ static int64_t find_block(struct dbt_vcpu *v, uint32_t mode, int *stop)
 	uint32_t error;
 	bool global;
 	v->found_gen = atomic_load(&vm->flushes);
+	uint32_t view = view_mode(&v->s);
+	if (view != v->view_mode) {
+		v->view_mode = view;
+		dbt_tokens_drop(v);
+	}
 	if (!x86_canonical(pc))
 		return 0;
 	if (dbt_itlb(v, pc, &phys, &global, &error) < 0) {

@@ -158,6 +158,7 @@ struct dbt_vcpu {
 	bool fpu_live; /* the guest's FPU state is in the host registers */
 	bool shadow_reset[2]; /* [a] empty the private stack of supervisor (0) / user (1) code before entering */
 	bool super_local; /* supervisor code was run from a page that is not global */
+	uint32_t view_mode; /* MODE_VIEW bits but MODE_USER of the control registers that tokens and private stacks belong to */
 	uint8_t shadow_class; /* whose stack shadow_rsp is */
 	uint64_t resume_pc, resume_gen; /* after a step: if rip is resume_pc and nothing was flushed, enter at resume_at */
 	uint32_t resume_at;
@@ -349,6 +350,8 @@ void dbt_stack_window_drop(struct dbt_vcpu *v);
 int dbt_itlb(struct dbt_vcpu *v, uint64_t gva, uint64_t *gpa, bool *global, uint32_t *error);
 /* Remember that this mapping was checked: the caller has just had it from dbt_itlb. */
 void dbt_token_set(struct dbt_vcpu *v, const struct view *w, bool global);
+/* The control registers changed what blocks may be run: none that was checked before is to be reached without the dispatcher. */
+void dbt_tokens_drop(struct dbt_vcpu *v);
 static inline unsigned dbt_token_group(uint64_t va)
 {
 	return (uint32_t)((uint32_t)(va >> 12) * 0x9e3779b1u) >> 20;

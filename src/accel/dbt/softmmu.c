@@ -298,6 +298,12 @@ int dbt_itlb(struct dbt_vcpu *v, uint64_t gva, uint64_t *gpa, bool *global, uint
 	return 0;
 }
 
+void dbt_tokens_drop(struct dbt_vcpu *v)
+{
+	clear_tokens(v);
+	v->shadow_reset[0] = v->shadow_reset[1] = true;
+}
+
 void dbt_token_set(struct dbt_vcpu *v, const struct view *w, bool global)
 {
 	unsigned slot = w->slot;
