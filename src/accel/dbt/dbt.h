@@ -224,7 +224,7 @@ struct link {
 	uint32_t next;	   /* next link into dst */
 	uint64_t pc;	   /* guest target */
 	uint32_t mode;
-	uint8_t backward;  /* must poll */
+	uint8_t backward;  /* or a call: must poll */
 };
 
 /* A (virtual page, physical page, mode) that has blocks; a vCPU whose token slot holds `token` has checked that mapping since its

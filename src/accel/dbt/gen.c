@@ -39,6 +39,8 @@ void e_link(struct gen *g, int opcode, int cc, uint64_t pc, uint32_t mode, uint6
 {
 	struct code *c = &g->c;
 	uint32_t link = link_new(g, pc, mode, from_pc);
+	if (opcode == 0xe8)
+		g->vm->link[link].backward = true; /* functions that call the next one twice each: 2^n calls, all forward */
 	struct cold *d = cold_new(g, COLD_LINK, insn);
 	d->link = link;
 	if (cc >= 0) {
