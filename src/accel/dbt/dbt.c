@@ -261,6 +261,9 @@ static int step(struct dbt_vcpu *v)
 		k = 1;
 	v->io_stop = false;
 	heavy_end(v);
+	/* IRET or the end of a shadow: an NMI that had to wait need not any more. */
+	if (atomic_load_explicit(&v->nmi, memory_order_relaxed) && !v->s.nmi_masked)
+		__atomic_store_n(&v->exit_req, 1, __ATOMIC_SEQ_CST);
 	return k;
 }
 
@@ -307,9 +310,12 @@ static int events(struct dbt_vcpu *v)
 					if (k)
 						return k;
 				}
-				/* More may be pending, behind IF now. */
-				if (irq->pending(irq->opaque))
+				/* More may be pending, behind IF now; or not, if that went through a trap gate. */
+				if (irq->pending(irq->opaque)) {
 					v->irq_waiting = 1;
+					if (v->iflag)
+						__atomic_store_n(&v->exit_req, 1, __ATOMIC_SEQ_CST);
+				}
 			} else {
 				v->irq_waiting = 1;
 			}

@@ -132,7 +132,10 @@ static void gen_insn(struct gen *g, unsigned i)
 		e_mov_mem_imm8(&g->c, mem_gs(OFF(iflag)), 0);
 		break;
 	case CLS_STI:
-		gen_sti(g, i);
+		if (i + 1 == g->b->n) /* its shadow reaches into the next block: HLT there must not be overtaken by the interrupt it awaits */
+			gen_step(g, i);
+		else
+			gen_sti(g, i);
 		break;
 	case CLS_SWAPGS:
 		gen_swapgs(g);
