@@ -630,6 +630,11 @@ static int vm_create(struct accel_vm **out, const struct accel_vm_config *config
 	vm->vm.ram = config->ram;
 	vm->vm.ncpus = config->ncpus;
 	vm->vm.debug = config->debug_flags;
+	unsigned a, b, c, d;
+	if (__get_cpuid_count(0xd, 1, &a, &b, &c, &d)) {
+		vm->vm.host_xsaveopt = a & 1;
+		vm->vm.host_xsavec = a & 2;
+	}
 	pthread_mutex_init(&vm->vm.lock, NULL);
 	pthread_mutex_init(&vm->vm.world, NULL);
 	if (config->ncpus > sizeof(vm->vm.vcpu) / sizeof(vm->vm.vcpu[0]))

@@ -253,6 +253,7 @@ struct page_code {
 struct dbt_vm {
 	struct guest_ram *ram;
 	unsigned ncpus, debug;
+	bool host_xsavec, host_xsaveopt; /* Haswell has no XSAVEC, nor XRSTOR of its format */
 	struct dbt_vcpu *vcpu[64];
 	pthread_mutex_t lock;
 
