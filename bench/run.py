@@ -174,6 +174,7 @@ def describe_machine():
         f"- {datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}, Trapline {first_line(['git', 'describe', '--always', '--dirty'])}",
         f"- Host: {model.group(1) if model else 'unknown'}, {os.cpu_count()} CPUs, {virtualized}, {hardware}, "
         f"{int(mem.group(1)) >> 10} MiB, Linux {platform.release()}",
+        f"- Load average when the run ended: {os.getloadavg()[0]:.1f} (above 1 before a run means others shared the CPUs)",
         f"- QEMU: {first_line(['qemu-system-x86_64', '--version'])}, `-accel tcg -M q35 -cpu max`",
         f"- Guest: {os.path.basename(os.path.realpath(KERNEL))}, 1 vCPU, {MEMORY} MiB, the same initramfs",
     ]
@@ -187,6 +188,11 @@ def number(v):
 
 def ratio(a, b):
     return f"{a / b:.2f}" if a is not None and b else "–"
+
+
+def judge(met, samples):
+    """A goal is judged by medians; fewer than three samples make none."""
+    return (": met" if met else ": NOT met") if samples >= 3 else ": not judged, fewer than 3 samples"
 
 
 def table(results, systems):
@@ -210,14 +216,14 @@ def table(results, systems):
         pairs = [(value(over, r), value(base, r)) for r in rows]
         if all(a is not None and b for a, b in pairs):
             mean = geometric_mean([a / b for a, b in pairs])
-            verdict = "" if goal is None else ": met" if mean <= goal else ": NOT met"
+            verdict = "" if goal is None else judge(mean <= goal, len(results[over][rows[0]]))
             lines.append(f"- {title}: {mean:.2f}{verdict}")
     for title, row, goal in [("read of 4 KiB, ns (goal: under 1500)", "read4k", 1500),
                              ("VMM overhead after boot, MiB (goal: under 64)", "overhead", 64),
                              ("Command to the end of a guest that ends at once, ms (first instruction's goal: under 20)", "start", 20)]:
         v = value(trapline, row)
         if v is not None:
-            lines.append(f"- {title}: {number(v)}: {'met' if v < goal else 'NOT met'}")
+            lines.append(f"- {title}: {number(v)}{judge(v < goal, len(results[trapline][row]))}")
     slower = [TITLES[r] for r in COMPUTE + SYSTEM
               if value(trapline, r) is not None and value(qemu, r) is not None and value(trapline, r) > value(qemu, r)]
     if value(trapline, "collatz") is not None and value(qemu, "collatz") is not None:

@@ -17,11 +17,10 @@ install -m 755 "$here/guest-init" "$root/init"
 for applet in $("$busybox" --list); do
 	[ "$applet" = busybox ] || ln -sf busybox "$root/bin/$applet"
 done
-# busybox's poweroff signals init; ours is a script, so a plain "poweroff" forces.
-rm -f "$root/bin/poweroff" "$root/bin/reboot"
-printf '#!/bin/sh\nexec busybox poweroff -f\n' >"$root/bin/poweroff"
-printf '#!/bin/sh\nexec busybox reboot -f\n' >"$root/bin/reboot"
-chmod 755 "$root/bin/poweroff" "$root/bin/reboot"
+# busybox's poweroff and reboot signal init and wait for it; ours is a script, so the interactive shell forces them.
+cat >"$root/etc/shrc" <<'END'
+alias poweroff='poweroff -f' halt='poweroff -f' reboot='reboot -f'
+END
 for program in "$@"; do
 	install -m 755 "$program" "$root/bin/$(basename "$program")"
 done

@@ -15,7 +15,11 @@
 #include "chardev/terminal.h"
 #include "machine/pc.h"
 
-/* The thread that waits for signals: the first asks the machine to end, the second ends the process. */
+/* How long a machine may take to end after a signal: `timeout` and service managers send just one. */
+#define GRACE_SECONDS 5
+
+/* The thread that waits for signals: the first asks the machine to end; a second one, or a machine that does not end
+ * within GRACE_SECONDS, ends the process. */
 struct signal_watch {
 	pthread_t thread;
 	sigset_t set;
@@ -27,21 +31,25 @@ struct signal_watch {
 static void *signal_watch_run(void *opaque)
 {
 	struct signal_watch *w = opaque;
-	for (;;) {
-		int sig;
-		if (sigwait(&w->set, &sig))
-			continue;
-		if (atomic_load(&w->done))
-			return NULL;
-		if (!atomic_load(&w->first)) {
-			atomic_store(&w->first, sig);
-			machine_stop(w->machine);
-			continue;
-		}
-		/* The machine did not end: the user has waited enough. */
-		terminal_restore();
-		_exit(128 + sig);
-	}
+	int sig;
+	while (sigwait(&w->set, &sig))
+		;
+	if (atomic_load(&w->done))
+		return NULL;
+	atomic_store(&w->first, sig);
+	machine_stop(w->machine);
+
+	const struct timespec grace = { .tv_sec = GRACE_SECONDS };
+	int next;
+	do
+		next = sigtimedwait(&w->set, NULL, &grace);
+	while (next < 0 && errno == EINTR);
+	if (atomic_load(&w->done))
+		return NULL;
+	terminal_restore();
+	if (next < 0)
+		log_error("the virtual machine did not end within %d s of the signal; ending the process", GRACE_SECONDS);
+	_exit(128 + sig);
 }
 
 static int signal_watch_start(struct signal_watch *w, struct machine *machine)

@@ -246,6 +246,8 @@ static int build(struct machine *m, struct error *err)
 		boot_memory_types(&state);
 		vcpu_set_state(&vm->vcpu[i], &state);
 	}
+	/* The rest of firmware's hand-over: PIC interrupts reach the boot processor. */
+	lapic_virtual_wire(irqchip_lapic(vm->irqchip, 0));
 	m->boots++;
 	return 0;
 }

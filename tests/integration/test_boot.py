@@ -39,7 +39,7 @@ def test_interp_boots():
     healthy(boot("interp", "trapline.report trapline.dmesg"), 1)
 
 
-@pytest.mark.parametrize("memory, low, high", [("64M", 20, 64), ("256M", 180, 256), ("3G", 2800, 3072), ("6G", 5700, 6144)])
+@pytest.mark.parametrize("memory, low, high", [("128M", 70, 128), ("256M", 180, 256), ("3G", 2800, 3072), ("6G", 5700, 6144)])
 def test_memory_sizes(accel, memory, low, high):
     """Little, usual, up to the hole below 4 GiB, and above 4 GiB, where Linux then allocates from first."""
     report = healthy(boot(accel, "trapline.report trapline.dmesg", memory=memory), 1)
@@ -111,9 +111,9 @@ def test_reset_starts_again(accel):
 
 @pytest.mark.parametrize("value", [0, 5, 127])
 def test_debug_exit(accel, value):
-    """Port 0xf4 through /dev/port; writing v ends the VM with status (v << 1) | 1."""
-    write = f"printf '\\{value:03o}' | dd of=/dev/port bs=1 seek=244 2>/dev/null"
-    result = boot(accel, f'trapline.exec="{write}; echo not reached"')
+    """Port 0xf4 through /dev/port (which the cloud kernel lacks); writing v ends the VM with status (v << 1) | 1."""
+    write = f"printf '\\{value:03o}' | dd of=/dev/port bs=1 seek=244 conv=notrunc 2>/dev/null"
+    result = boot(accel, f'trapline.exec="{write}; echo not reached"', flavour="amd64")
     assert result.status == (value << 1 | 1) & 0xff, result
     assert "not reached" not in result.out
 
@@ -169,6 +169,9 @@ def test_forced_modes(accel, mode):
     """Each makes a rare path of the translator the common one; the kernel boots all the same."""
     if accel != "dbt":
         pytest.skip("forced modes are the translator's")
+    if mode == "random-flush":
+        # Accepted by --debug, but nothing in accel/dbt reads its bit: a boot would pass without having tested anything.
+        pytest.skip("the translator does not implement random-flush yet")
     healthy(boot(accel, "trapline.report trapline.dmesg", "--debug", mode, cpus=2, timeout=300 * SLOW), 2)
 
 

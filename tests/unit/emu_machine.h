@@ -1,6 +1,6 @@
 /*
- * A vCPU with 16 MiB of flat RAM around the emulator's functions, for unit tests: no paging unless the test turns it on, memory
- * through mmu_walk, flushes counted. Header only; every test program has its own copy.
+ * A vCPU with 16 MiB of flat RAM around the emulator's functions, for unit tests: no paging unless the test turns it
+ * on, memory through mmu_walk, flushes counted. Header only; every test program has its own copy.
  */
 #ifndef TRAPLINE_TESTS_EMU_MACHINE_H
 #define TRAPLINE_TESTS_EMU_MACHINE_H
@@ -130,8 +130,22 @@ static inline uint64_t get(struct machine *m, uint64_t gpa, unsigned size)
 
 /* Selectors. */
 enum {
-	CODE32 = 0x08, DATA = 0x10, CODE64 = 0x18, UCODE32 = 0x20 | 3, UDATA = 0x28 | 3, UCODE64 = 0x30 | 3, CONFORM = 0x38,
-	TSSD = 0x40, CODE16 = 0x50, ABSENT = 0x58, RODATA = 0x60, XONLY = 0x68, GATE = 0x70, SMALL = 0x80, DATA16 = 0x88, DOWN = 0x90,
+	CODE32 = 0x08,
+	DATA = 0x10,
+	CODE64 = 0x18,
+	UCODE32 = 0x20 | 3,
+	UDATA = 0x28 | 3,
+	UCODE64 = 0x30 | 3,
+	CONFORM = 0x38,
+	TSSD = 0x40,
+	CODE16 = 0x50,
+	ABSENT = 0x58,
+	RODATA = 0x60,
+	XONLY = 0x68,
+	GATE = 0x70,
+	SMALL = 0x80,
+	DATA16 = 0x88,
+	DOWN = 0x90,
 };
 
 static inline void put_desc(struct machine *m, uint16_t sel, uint32_t base, uint32_t limit, uint16_t attr)
@@ -141,10 +155,12 @@ static inline void put_desc(struct machine *m, uint16_t sel, uint32_t base, uint
 	put(m, GDT + (sel & ~7), 8, d);
 }
 
-static inline void put_gate(struct machine *m, uint64_t at, uint16_t sel, uint64_t offset, uint8_t type, uint8_t dpl, uint8_t low)
+static inline void put_gate(struct machine *m, uint64_t at, uint16_t sel, uint64_t offset, uint8_t type, uint8_t dpl,
+			    uint8_t low)
 {
-	put(m, at, 8, (offset & 0xffff) | (uint64_t)sel << 16 | (uint64_t)low << 32 | (uint64_t)(0x80 | dpl << 5 | type) << 40 |
-			      (offset >> 16 & 0xffff) << 48);
+	put(m, at, 8,
+	    (offset & 0xffff) | (uint64_t)sel << 16 | (uint64_t)low << 32 | (uint64_t)(0x80 | dpl << 5 | type) << 40 |
+		    (offset >> 16 & 0xffff) << 48);
 }
 
 static inline struct x86_seg flat(uint16_t sel, uint16_t attr)
@@ -155,7 +171,8 @@ static inline struct x86_seg flat(uint16_t sel, uint16_t attr)
 /* Enter ring 0 of 32-bit protected mode (or long mode) without paging checks in the way. */
 static inline void machine_protected(struct machine *m, bool lm)
 {
-	const uint16_t code = SEG_P | SEG_S | SEG_CODE | SEG_RW, data = SEG_P | SEG_S | SEG_RW, ring3 = 3 << SEG_DPL_SHIFT;
+	const uint16_t code = SEG_P | SEG_S | SEG_CODE | SEG_RW, data = SEG_P | SEG_S | SEG_RW,
+		       ring3 = 3 << SEG_DPL_SHIFT;
 	const uint16_t big = SEG_DB | SEG_G;
 	struct x86_state *s = &m->s;
 
@@ -207,7 +224,8 @@ static inline void machine_user(struct machine *m, bool lm)
 	const uint16_t ring3 = 3 << SEG_DPL_SHIFT;
 	struct x86_state *s = &m->s;
 	s->cpl = 3;
-	s->seg[SREG_CS] = flat(lm ? UCODE64 : UCODE32, SEG_P | SEG_S | SEG_CODE | SEG_RW | SEG_A | ring3 | SEG_G | (lm ? SEG_L : SEG_DB));
+	s->seg[SREG_CS] = flat(lm ? UCODE64 : UCODE32,
+			       SEG_P | SEG_S | SEG_CODE | SEG_RW | SEG_A | ring3 | SEG_G | (lm ? SEG_L : SEG_DB));
 	s->seg[SREG_SS] = flat(UDATA, SEG_P | SEG_S | SEG_RW | SEG_A | ring3 | SEG_G | SEG_DB);
 	s->gpr[RSP] = STACK3;
 }

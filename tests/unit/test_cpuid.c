@@ -4,7 +4,8 @@
 static struct x86_cpuid_table build(unsigned vcpu, unsigned ncpus)
 {
 	struct x86_cpuid_table t;
-	x86_cpuid_build(&t, &(struct x86_cpuid_policy){.vcpu = vcpu, .ncpus = ncpus, .tsc_hz = 2450000000, .kvm_leaves = true});
+	x86_cpuid_build(
+		&t, &(struct x86_cpuid_policy){.vcpu = vcpu, .ncpus = ncpus, .tsc_hz = 2450000000, .kvm_leaves = true});
 	return t;
 }
 

@@ -9,7 +9,9 @@
 #define TRAPLINE_ACCEL_DBT_ASM_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
+#include <stddef.h>
 #include <string.h>
 
 struct code {

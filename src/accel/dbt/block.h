@@ -27,6 +27,13 @@ enum insn_class {
 	CLS_RDTSC,
 	CLS_RDTSCP,
 	CLS_FROM_SREG, /* MOV r, Sreg */
+	CLS_CLD,
+	CLS_POPF,
+	CLS_READ_CR,   /* MOV r, CR0/2/3/4 */
+	CLS_READ_BASE, /* RDFSBASE, RDGSBASE */
+	CLS_WRITE_BASE,
+	CLS_CPUID,
+	CLS_XSTATE,    /* XSAVE64, XSAVEC64, XSAVEOPT64, XRSTOR64 */
 	CLS_JCC,
 	/* From here on: ends the block. */
 	CLS_LAST,
@@ -41,6 +48,8 @@ enum insn_class {
 	CLS_SYSCALL,
 	CLS_SYSRET,
 	CLS_IRET,
+	CLS_WRITE_CR3,
+	CLS_INVLPG,
 };
 
 /* How an instruction's data access is checked. */
@@ -51,6 +60,14 @@ enum access_kind {
 	ACC_STACK,  /* under a stack window check: STK holds the addend */
 };
 
+/* seg base + base + index*scale + disp; registers are guest GPRs or -1. */
+struct address {
+	int8_t base, index;
+	uint8_t scale;
+	uint8_t seg; /* SREG_FS, SREG_GS or SREG_DS for none */
+	int64_t disp;
+};
+
 struct block_insn {
 	struct x86_insn in;
 	uint64_t pc, next;
@@ -58,11 +75,7 @@ struct block_insn {
 	uint8_t acc;
 	uint16_t live_in; /* status flags that may be read before they are written, from here on */
 	bool grp_busy;	  /* GRP holds a group's addend across this instruction */
-	/* Explicit memory operand as an address: seg base + base + index*scale + disp; RIP-relative ones are absolute. */
-	int8_t base, index;
-	uint8_t scale;
-	uint8_t seg; /* SREG_FS, SREG_GS or SREG_DS for none */
-	int64_t disp;
+	struct address ea; /* of the explicit memory operand; RIP-relative ones are absolute */
 };
 
 /* A check placed before instruction `at`. */
@@ -81,13 +94,17 @@ struct block {
 	struct dbt_vm *vm;
 	uint64_t pc, phys, phys2;
 	uint32_t mode;
-	bool cross;
+	bool cross; /* the block is one instruction that lies on two pages */
 	unsigned n;
 	uint64_t lines; /* 64-byte lines of the page that the translation depends on */
 	struct block_insn insn[BLOCK_MAX];
 	unsigned nchecks;
 	struct check check[2 * BLOCK_MAX];
-	const uint8_t *page; /* hva of the code page */
+	const uint8_t *page;  /* hva of the code page */
+	/* Where the first instruction continues on the next page, its hva and what of it is depended on; NULL if that page cannot be
+	 * fetched from: the stepper raises the fault. */
+	const uint8_t *page2;
+	uint64_t lines2;
 };
 
 /* scan.c: decode and classify from b->pc; 0 instructions if not even one is in RAM. */

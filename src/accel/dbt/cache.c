@@ -106,12 +106,13 @@ static unsigned tb_hash(uint64_t pc, uint64_t phys, uint32_t mode)
 	return (unsigned)(h >> (64 - TB_HASH_BITS));
 }
 
-uint32_t dbt_tb_lookup(struct dbt_vm *vm, uint64_t pc, uint64_t phys, uint32_t mode)
+uint32_t dbt_tb_lookup(struct dbt_vm *vm, uint64_t pc, uint64_t phys, uint32_t mode, uint64_t phys2)
 {
 	uint32_t i = atomic_load_explicit(&vm->tb_hash[tb_hash(pc, phys, mode)], memory_order_acquire);
 	for (; i; i = atomic_load_explicit(&vm->tb[i].hash_next, memory_order_acquire)) {
 		const struct tb *t = &vm->tb[i];
-		if (t->pc == pc && t->phys == phys && t->mode == mode && !t->dead)
+		if (t->pc == pc && t->phys == phys && t->mode == mode && !t->dead &&
+		    (!t->cross || phys2 == DBT_ANY || t->phys2 == phys2))
 			return i;
 	}
 	return 0;
@@ -130,7 +131,7 @@ void dbt_tb_publish(struct dbt_vm *vm, uint32_t i)
 	struct page_code *pc = vm->page_code[dbt_ram_page(vm, t->phys)];
 	t->page_next = pc->tbs;
 	pc->tbs = i;
-	if (t->cross) {
+	if (t->cross && ((t->phys2 ^ t->phys) & PAGE_MASK)) {
 		struct page_code *p2 = vm->page_code[dbt_ram_page(vm, t->phys2)];
 		t->page2_next = p2->tbs;
 		p2->tbs = i;
@@ -171,7 +172,9 @@ uint32_t dbt_view_get(struct dbt_vm *vm, uint64_t va, uint64_t pa, uint32_t mode
 	if (!pc)
 		return 0;
 	uint32_t i = vm->nview++;
+	unsigned group = dbt_token_group(va);
 	vm->view[i] = (struct view){ .va = va, .pa = pa, .mode = mode, .token = vm->next_token++,
+				     .slot = group * TOKEN_WAYS + vm->next_way[group]++ % TOKEN_WAYS,
 				     .hash_next = vm->view_hash[h], .page_next = pc->views };
 	vm->view_hash[h] = i;
 	pc->views = i;
@@ -234,7 +237,7 @@ void dbt_page_invalidate(struct dbt_vm *vm, uint64_t page)
 	for (uint32_t i = pc->views; i; i = vm->view[i].page_next) {
 		struct view *w = &vm->view[i];
 		w->dead = true;
-		unsigned slot = dbt_token_slot(w->va, w->mode);
+		unsigned slot = w->slot;
 		for (unsigned n = 0; n < vm->ncpus; n++)
 			if (vm->vcpu[n]) {
 				uint32_t expect = w->token;
@@ -340,8 +343,15 @@ void dbt_code_written(struct dbt_vm *vm, struct dbt_vcpu *self, uint64_t gpa, ui
 			uint64_t from = at > gpa ? at : gpa, to = at + PAGE_SIZE < gpa + len ? at + PAGE_SIZE : gpa + len;
 			unsigned l0 = (unsigned)((from - at) / 64), l1 = (unsigned)((to - 1 - at) / 64);
 			uint64_t mask = (l1 == 63 ? ~0ull : (1ull << (l1 + 1)) - 1) & ~((1ull << l0) - 1);
-			if (pc->lines & mask)
+			/* A page that is written beside its code again and again has become data: dropping its blocks makes its stores
+			 * fast. If it does turn out to be both, the next drop takes twice as many. */
+			bool data = ++pc->near_misses >= 32u << pc->drops;
+			if (pc->lines & mask || data) {
+				if (data && pc->drops < 16)
+					pc->drops++;
+				pc->near_misses = 0;
 				dbt_page_invalidate(vm, (uint64_t)page);
+			}
 		}
 		pthread_mutex_unlock(&vm->lock);
 	}

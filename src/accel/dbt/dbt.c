@@ -200,6 +200,8 @@ uint32_t dbt_mode(const struct dbt_vcpu *v)
 		mode |= MODE_FPU;
 	if (s->cpl == 3 && s->cr4 & CR4_TSD)
 		mode |= MODE_TSD;
+	if (s->cr4 & CR4_FSGSBASE)
+		mode |= MODE_FSGS;
 	return mode;
 }
 
@@ -328,6 +330,7 @@ static int64_t find_block(struct dbt_vcpu *v, uint32_t mode, int *stop)
 	uint64_t pc = v->s.rip, phys;
 	uint32_t error;
 	bool global;
+	v->found_gen = atomic_load(&vm->flushes);
 	if (!x86_canonical(pc))
 		return 0;
 	if (dbt_itlb(v, pc, &phys, &global, &error) < 0) {
@@ -341,31 +344,77 @@ static int64_t find_block(struct dbt_vcpu *v, uint32_t mode, int *stop)
 		heavy_end(v);
 		return -1;
 	}
-	uint32_t tb = dbt_tb_lookup(vm, pc, phys, mode);
+	uint32_t tb = dbt_tb_lookup(vm, pc, phys, mode, DBT_ANY);
+	uint64_t phys2 = DBT_ANY;
+	bool global2 = false;
+	if (tb && vm->tb[tb].cross) {
+		if (dbt_itlb(v, (pc & PAGE_MASK) + PAGE_SIZE, &phys2, &global2, &error) < 0)
+			return 0; /* the stepper raises it, if the instruction still reaches there */
+		if (vm->tb[tb].phys2 != phys2)
+			tb = dbt_tb_lookup(vm, pc, phys, mode, phys2);
+	}
 	if (!tb) {
 		if (dbt_ram_page(vm, phys) < 0)
 			return 0;
 		dbt_fpu_save(v);
 		pthread_mutex_lock(&vm->lock);
-		tb = dbt_tb_lookup(vm, pc, phys, mode);
+		tb = dbt_tb_lookup(vm, pc, phys, mode, phys2);
+		if (tb && vm->tb[tb].cross && phys2 == DBT_ANY)
+			tb = 0; /* just made by another vCPU: make our own, with our mapping */
 		if (!tb) {
 			if (dbt_cache_full(vm)) {
 				dbt_world_stop(vm, v);
 				dbt_cache_flush(vm);
 				dbt_world_start(vm);
 			}
+			v->found_gen = atomic_load(&vm->flushes);
 			tb = dbt_translate(v, pc, phys, mode);
 		}
 		pthread_mutex_unlock(&vm->lock);
 		if (!tb)
 			return 0;
 	}
-	const struct view *w = &vm->view[vm->tb[tb].view];
-	dbt_token_set(v, w->va, w->mode, w->token, global);
+	/* The tables may be flushed while we look: then what was read is not to be used. Tokens are never used twice. */
+	bool cross = vm->tb[tb].cross;
+	struct view w = vm->view[vm->tb[tb].view], w2 = vm->view[vm->tb[tb].view2];
+	if (atomic_load(&vm->flushes) != v->found_gen)
+		return -1;
+	dbt_token_set(v, &w, global);
+	if (cross) {
+		if (dbt_itlb(v, (pc & PAGE_MASK) + PAGE_SIZE, &phys2, &global2, &error) < 0)
+			return 0;
+		dbt_token_set(v, &w2, global2);
+	}
 	return tb;
 }
 
-static void enter(struct dbt_vcpu *v, uint32_t at)
+/* What the exit means, read from the tables while they cannot be flushed: s.rip, exit_mode, exit_stale. */
+static void resolve_exit(struct dbt_vcpu *v)
+{
+	struct dbt_vm *vm = v->vm;
+	v->exit_gen = atomic_load_explicit(&vm->flushes, memory_order_relaxed);
+	v->exit_mode = 0;
+	switch ((enum dbt_exit)v->exit_reason) {
+	case DBT_EXIT_LINK:
+		v->s.rip = vm->link[v->exit_arg].pc;
+		v->exit_mode = vm->link[v->exit_arg].mode & MODE_NOMERGE;
+		break;
+	case DBT_EXIT_TOKEN:
+	case DBT_EXIT_POLL:
+		v->s.rip = vm->tb[v->exit_arg].pc;
+		v->exit_mode = vm->tb[v->exit_arg].mode & MODE_NOMERGE;
+		v->exit_stale = vm->tb[v->exit_arg].dead;
+		break;
+	case DBT_EXIT_TARGET:
+	case DBT_EXIT_STEP:
+	case DBT_EXIT_PC:
+		v->s.rip = v->exit_pc;
+		break;
+	}
+}
+
+/* Run translated code from `at` until it exits. False, with nothing run, if the code cache was flushed since found_gen. */
+static bool enter(struct dbt_vcpu *v, uint32_t at)
 {
 	struct dbt_vm *vm = v->vm;
 	dbt_shadow_select(v);
@@ -383,8 +432,13 @@ static void enter(struct dbt_vcpu *v, uint32_t at)
 		fpu_load(v);
 		dbt_shadow_select(v);
 	}
-	dbt_enter(v);
+	bool valid = atomic_load_explicit(&vm->flushes, memory_order_relaxed) == v->found_gen;
+	if (valid) {
+		dbt_enter(v);
+		resolve_exit(v);
+	}
 	atomic_store_explicit(&v->inside, 0, memory_order_release);
+	return valid;
 }
 
 static int vcpu_run(struct accel_vcpu *vcpu)
@@ -430,8 +484,8 @@ static int vcpu_run(struct accel_vcpu *vcpu)
 			if (from_target)
 				dbt_fpu_save(v); /* emission copies bytes with what the C library likes */
 			pthread_mutex_lock(&vm->lock);
-			if (!t->dead) {
-				if (from_link && vm->link[from_link].pc == t->pc && vm->link[from_link].mode == t->mode)
+			if (!t->dead && atomic_load(&vm->flushes) == v->found_gen) {
+				if (from_link && v->exit_gen == v->found_gen && vm->link[from_link].pc == t->pc && vm->link[from_link].mode == t->mode)
 					dbt_link(vm, from_link, (uint32_t)found);
 				if (from_target && !t->ind && !dbt_cache_full(vm))
 					t->ind = dbt_ind_thunk(vm, t);
@@ -445,36 +499,25 @@ static int vcpu_run(struct accel_vcpu *vcpu)
 		v->trace[v->trace_at++ % 64].pc = v->s.rip;
 		uint32_t at = t->body;
 	resume:
-		enter(v, at);
+		if (!enter(v, at))
+			continue;
 		look = false;
+		extra = v->exit_mode;
 		switch ((enum dbt_exit)v->exit_reason) {
-		case DBT_EXIT_LINK: {
-			const struct link *l = &vm->link[v->exit_arg];
-			v->s.rip = l->pc;
-			extra = l->mode & MODE_NOMERGE;
+		case DBT_EXIT_LINK:
 			from_link = v->exit_arg;
 			break;
-		}
 		case DBT_EXIT_TARGET:
-			v->s.rip = v->exit_pc;
 			from_target = true;
 			break;
 		case DBT_EXIT_TOKEN:
-			v->s.rip = vm->tb[v->exit_arg].pc;
-			extra = vm->tb[v->exit_arg].mode & MODE_NOMERGE;
-			from_target = vm->tb[v->exit_arg].dead;
+			from_target = v->exit_stale;
 			break;
 		case DBT_EXIT_POLL:
-			v->s.rip = vm->tb[v->exit_arg].pc;
-			extra = vm->tb[v->exit_arg].mode & MODE_NOMERGE;
-			look = true;
-			break;
 		case DBT_EXIT_PC:
-			v->s.rip = v->exit_pc;
 			look = true;
 			break;
 		case DBT_EXIT_STEP: {
-			v->s.rip = v->exit_pc;
 			uint32_t resume = v->resume_at;
 			v->resume_at = 0;
 			uint32_t before = dbt_mode(v);
@@ -486,6 +529,7 @@ static int vcpu_run(struct accel_vcpu *vcpu)
 			} else if (resume && v->s.rip == v->resume_pc && v->resume_gen == v->tlb_gen && dbt_mode(v) == before &&
 				   !must_step(v)) {
 				at = resume;
+				v->found_gen = v->exit_gen;
 				goto resume;
 			}
 			break;
@@ -589,6 +633,7 @@ static int vcpu_create(struct accel_vcpu **out, struct accel_vm *vm, const struc
 	v->pext_status = FL_STATUS;
 	v->pext_63 = 63;
 	v->pext_31 = 31;
+	v->pext_no_df = ~(uint64_t)FL_DF;
 	v->itlb_gen = 1;
 	x86_state_reset(&v->s, config->index);
 	int r = emu_init(&v->emu, &v->s, &emu_ops, v, err);

@@ -41,8 +41,9 @@ enum {
 	MODE_USER = 1 << 0,    /* CPL 3: the user TLB */
 	MODE_FPU = 1 << 1,     /* x87, SSE and AVX all usable: run them natively; else each goes through the stepper */
 	MODE_TSD = 1 << 2,     /* CR4.TSD and CPL 3: RDTSC faults */
+	MODE_FSGS = 1 << 4,    /* CR4.FSGSBASE */
 	MODE_NOMERGE = 1 << 3, /* every access checked by itself, no stack window: where a merged check failed */
-	MODE_VIEW = MODE_USER | MODE_FPU | MODE_TSD, /* the part that a token stands for */
+	MODE_VIEW = MODE_USER | MODE_FPU | MODE_TSD | MODE_FSGS, /* the part that a token stands for */
 };
 
 /* --- Soft TLB --- */
@@ -92,7 +93,10 @@ struct jump_cache {
 	uint32_t at; /* RX of the block's token check */
 };
 
-#define TOKEN_SLOTS 4096
+/* Token slots are 4-way groups, chosen by the virtual page; each view has a slot of its own as long as its group is not over-full. */
+#define TOKEN_WAYS 4
+#define TOKEN_GROUPS 4096
+#define TOKEN_SLOTS (TOKEN_GROUPS * TOKEN_WAYS)
 #define ICACHE_SIZE 65536
 
 /* Why translated code came back to the dispatcher. */
@@ -106,6 +110,7 @@ enum dbt_exit {
 };
 
 struct dbt_vm;
+struct view;
 
 struct dbt_vcpu {
 	struct x86_state s; /* offset 0; gprs 8-11 and 15 are live here while translated code runs */
@@ -126,7 +131,7 @@ struct dbt_vcpu {
 	uint64_t exit_pc;
 	uint64_t save_rax, save_flags; /* flag saving around checks; scratch of stubs */
 	uint64_t pext_status;	 /* constant FL_STATUS, operand of flagless masking */
-	uint64_t pext_63, pext_31;
+	uint64_t pext_63, pext_31, pext_no_df;
 	struct dbt_vcpu *self;
 
 	struct tlb_entry tlb[2][TLB_SIZE]; /* 0 supervisor, 1 user */
@@ -154,6 +159,10 @@ struct dbt_vcpu {
 	uint8_t shadow_class; /* whose stack shadow_rsp is */
 	uint64_t resume_pc, resume_gen; /* after a step: if rip is resume_pc and nothing was flushed, enter at resume_at */
 	uint32_t resume_at;
+	uint64_t found_gen; /* vm->flushes when the block to enter was looked up */
+	uint64_t exit_gen;  /* vm->flushes at the last exit */
+	uint32_t exit_mode; /* MODE_NOMERGE of the exit's target */
+	bool exit_stale;    /* DBT_EXIT_TOKEN: from a block that is dead */
 	struct emu_fault fault;
 
 	_Atomic uint8_t inside;
@@ -167,6 +176,7 @@ struct dbt_vcpu {
 	bool io_stop;	/* a handler asked to stop */
 	uint8_t *shadow_base; /* private stack mapping: guard page, stack, guard page */
 	void *sigstack;
+	_Alignas(64) uint8_t xstate[X86_XSAVE_SIZE]; /* private copy of what XRSTOR loads */
 	uint64_t rng; /* RANDOM_FLUSH */
 	uint64_t icount;
 	struct accel_stats stats;
@@ -190,7 +200,8 @@ struct tb {
 	uint8_t flags_live; /* status flags are read before written */
 	uint8_t dead;
 	uint8_t cross;	   /* its one instruction continues on page phys2 */
-	uint64_t phys2;
+	uint32_t view2;
+	uint64_t phys2; /* page */
 	_Atomic uint32_t hash_next;
 	uint32_t page_next, page2_next; /* in the list of its physical page(s) */
 	uint32_t incoming; /* links that jump here */
@@ -218,7 +229,7 @@ struct link {
 struct view {
 	uint64_t va, pa;
 	uint32_t mode;
-	uint32_t token;
+	uint32_t token, slot;
 	uint32_t hash_next, page_next;
 	bool dead;
 };
@@ -227,6 +238,8 @@ struct view {
 struct page_code {
 	uint32_t tbs, views; /* lists */
 	uint64_t lines;	     /* 64-byte lines that blocks depend on */
+	uint32_t near_misses; /* stores beside those lines, each by the slow path */
+	uint8_t drops;	     /* how often that made us give the blocks up */
 };
 
 #define TB_HASH_BITS 16
@@ -255,6 +268,7 @@ struct dbt_vm {
 		uint32_t poll, token;	/* exits with exit_arg = block */
 		uint32_t fill_single, fill_group, fill_stack; /* call these; see softmmu.c */
 		uint32_t string, syscall, sysret, iret;
+		uint32_t popf, write_base[2], cpuid, invlpg, write_cr3, xstate[4];
 	} stub;
 
 	struct tb *tb; /* index 0 unused */
@@ -268,6 +282,7 @@ struct dbt_vm {
 	_Atomic uint32_t tb_hash[1 << TB_HASH_BITS];
 	uint32_t view_hash[1 << VIEW_HASH_BITS];
 	uint32_t next_token;
+	uint8_t next_way[TOKEN_GROUPS];
 	struct page_code **page_code; /* by RAM page index */
 	_Atomic uint8_t *page_state;  /* by RAM page index */
 	uint64_t npages;
@@ -276,7 +291,8 @@ struct dbt_vm {
 	pthread_mutex_t world; /* held by the stopper */
 	pthread_cond_t world_go;
 	_Atomic uint32_t stop_requested;
-	uint64_t flushes, translated, translated_insns;
+	_Atomic uint64_t flushes; /* of the whole cache: indices of blocks and links found before one mean nothing after it */
+	uint64_t translated, translated_insns;
 };
 
 #define OFF(field) ((uint32_t)offsetof(struct dbt_vcpu, field))
@@ -292,7 +308,9 @@ typedef uint64_t (*dbt_helper)(struct dbt_vcpu *v, uint64_t t1, uint64_t t2, uin
 /* --- cache.c --- (lock held unless said otherwise) */
 int dbt_cache_create(struct dbt_vm *vm, size_t code_size, struct error *err);
 void dbt_cache_destroy(struct dbt_vm *vm);
-uint32_t dbt_tb_lookup(struct dbt_vm *vm, uint64_t pc, uint64_t phys, uint32_t mode); /* no lock; 0 if none */
+/* No lock; 0 if none. Of blocks that cross a page: the one that goes on at phys2, or any if that is DBT_ANY. */
+#define DBT_ANY UINT64_MAX
+uint32_t dbt_tb_lookup(struct dbt_vm *vm, uint64_t pc, uint64_t phys, uint32_t mode, uint64_t phys2);
 void dbt_tb_publish(struct dbt_vm *vm, uint32_t tb);
 struct tb *dbt_tb_by_host(struct dbt_vm *vm, uint32_t rx);			      /* no lock; NULL outside */
 uint32_t dbt_view_get(struct dbt_vm *vm, uint64_t va, uint64_t pa, uint32_t mode);
@@ -321,17 +339,18 @@ void dbt_stack_window_drop(struct dbt_vcpu *v);
 /* Physical address of the instruction at gva. 0, or -1 with *error the page-fault code. */
 int dbt_itlb(struct dbt_vcpu *v, uint64_t gva, uint64_t *gpa, bool *global, uint32_t *error);
 /* Remember that this mapping was checked: the caller has just had it from dbt_itlb. */
-void dbt_token_set(struct dbt_vcpu *v, uint64_t va, uint32_t mode, uint32_t token, bool global);
-static inline unsigned dbt_token_slot(uint64_t va, uint32_t mode)
+void dbt_token_set(struct dbt_vcpu *v, const struct view *w, bool global);
+static inline unsigned dbt_token_group(uint64_t va)
 {
-	unsigned h = (unsigned)((va >> 12) ^ (va >> 23)) & (TOKEN_SLOTS / 2 - 1);
-	return mode & MODE_USER ? h + TOKEN_SLOTS / 2 : h;
+	return (uint32_t)((uint32_t)(va >> 12) * 0x9e3779b1u) >> 20;
 }
 /* The emulator's translate op. */
 int dbt_emu_translate(void *opaque, uint64_t gva, enum mmu_access access, bool user, struct emu_page *out,
 		      uint32_t *error);
 /* Fill for one access of `size` bytes: 0 if the inline check will pass now, -1 if it cannot (fault, device, page crossing, code page). */
 int dbt_fill(struct dbt_vcpu *v, uint64_t gva, unsigned size, bool write, bool user);
+/* Their second argument: bits 0-7 size and bits 16.. instruction index for single accesses, bits 16.. length for merged ones. */
+enum { FILL_WRITE = 0x100, FILL_REFUSE = 0x200 /* forced mode: do as if it could not be filled */ };
 uint64_t dbt_help_fill_single(struct dbt_vcpu *v, uint64_t gva, uint64_t what, uint64_t ret);
 uint64_t dbt_help_fill_group(struct dbt_vcpu *v, uint64_t gva, uint64_t what, uint64_t ret);
 uint64_t dbt_help_fill_stack(struct dbt_vcpu *v, uint64_t gva, uint64_t what, uint64_t ret);
@@ -341,6 +360,18 @@ uint64_t dbt_help_string(struct dbt_vcpu *v, uint64_t what, uint64_t next, uint6
 uint64_t dbt_help_syscall(struct dbt_vcpu *v, uint64_t next, uint64_t unused, uint64_t ret);
 uint64_t dbt_help_sysret(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint64_t ret);
 uint64_t dbt_help_iret(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint64_t ret);
+uint64_t dbt_help_popf(struct dbt_vcpu *v, uint64_t next, uint64_t pc, uint64_t ret);
+uint64_t dbt_help_write_fs(struct dbt_vcpu *v, uint64_t value, uint64_t pc, uint64_t ret);
+uint64_t dbt_help_write_gs(struct dbt_vcpu *v, uint64_t value, uint64_t pc, uint64_t ret);
+/* EBX comes back in save_flags: it is not among the registers that helpers may change. */
+uint64_t dbt_help_cpuid(struct dbt_vcpu *v, uint64_t unused, uint64_t pc, uint64_t ret);
+uint64_t dbt_help_invlpg(struct dbt_vcpu *v, uint64_t gva, uint64_t next, uint64_t ret);
+/* exit_arg: the instruction's length. */
+uint64_t dbt_help_write_cr3(struct dbt_vcpu *v, uint64_t value, uint64_t next, uint64_t ret);
+uint64_t dbt_help_xsave(struct dbt_vcpu *v, uint64_t gva, uint64_t pc, uint64_t ret);
+uint64_t dbt_help_xsavec(struct dbt_vcpu *v, uint64_t gva, uint64_t pc, uint64_t ret);
+uint64_t dbt_help_xsaveopt(struct dbt_vcpu *v, uint64_t gva, uint64_t pc, uint64_t ret);
+uint64_t dbt_help_xrstor(struct dbt_vcpu *v, uint64_t gva, uint64_t pc, uint64_t ret);
 
 /* The private stacks lie in one mapping: guard, supervisor's, guard, user's, guard. Top (empty) rsp of one of them. */
 #define SHADOW_SIZE 65536ull

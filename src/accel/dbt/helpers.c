@@ -6,6 +6,10 @@
  */
 #include "accel/dbt/dbt.h"
 
+#include "base/unaligned.h"
+#include "cpu/x86/cpuid.h"
+#include "cpu/x86/seg.h"
+
 /* Leave: this instruction is for the stepper. */
 static uint64_t leave_step(struct dbt_vcpu *v, uint64_t pc)
 {
@@ -106,13 +110,13 @@ uint64_t dbt_help_string(struct dbt_vcpu *v, uint64_t what, uint64_t pc, uint64_
 				*rax = (*rax & ~0xffull) | *last;
 				break;
 			case 2:
-				*rax = (*rax & ~0xffffull) | *(const uint16_t *)(const void *)last;
+				*rax = (*rax & ~0xffffull) | unaligned_load16(last);
 				break;
 			case 4:
-				*rax = *(const uint32_t *)(const void *)last;
+				*rax = unaligned_load32(last);
 				break;
 			default:
-				*rax = *(const uint64_t *)(const void *)last;
+				*rax = unaligned_load64(last);
 				break;
 			}
 		}
@@ -211,7 +215,7 @@ static bool load_plain(struct dbt_vcpu *v, uint16_t sel, bool code, unsigned cpl
 	const uint8_t *p = access_page(v, at, false, false);
 	if (!p)
 		return false;
-	uint64_t d = *(const volatile uint64_t *)(const void *)p;
+	uint64_t d = unaligned_load64(p);
 	uint16_t attr = (uint16_t)(d >> 40) & 0xf0ff;
 	uint16_t want = (uint16_t)(SEG_S | SEG_P | SEG_A | SEG_RW | cpl << SEG_DPL_SHIFT | (code ? SEG_CODE | SEG_L : 0));
 	uint16_t mask = (uint16_t)(SEG_S | SEG_P | SEG_A | SEG_RW | 3 << SEG_DPL_SHIFT | SEG_CODE | SEG_CE | (code ? SEG_L | SEG_DB : 0));
@@ -232,14 +236,19 @@ uint64_t dbt_help_iret(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint64_
 	uint64_t rsp = v->s.gpr[RSP];
 	if ((rsp & (PAGE_SIZE - 1)) > PAGE_SIZE - 40 || !x86_canonical(rsp) || v->s.nmi_masked || v->s.rflags & FL_NT)
 		return leave_step(v, pc);
-	const volatile uint64_t *f = (const volatile uint64_t *)(const void *)access_page(v, rsp, false, false);
+	const uint8_t *f = access_page(v, rsp, false, false);
 	if (!f)
 		return leave_step(v, pc);
-	uint64_t rip = f[0], cs = f[1], flags = f[2], new_rsp = f[3], ss = f[4];
+	uint64_t rip = unaligned_load64(f), cs = unaligned_load64(f + 8), flags = unaligned_load64(f + 16);
+	uint64_t new_rsp = unaligned_load64(f + 24), ss = unaligned_load64(f + 32);
 	unsigned cpl = cs & 3;
 	struct x86_seg new_cs, new_ss;
 	if ((cpl != 0 && cpl != 3) || !x86_canonical(rip) || flags & (FL_VM | FL_NT) || (ss & 3) != cpl ||
-	    !load_plain(v, (uint16_t)cs, true, cpl, &new_cs) || !load_plain(v, (uint16_t)ss, false, cpl, &new_ss))
+	    !load_plain(v, (uint16_t)cs, true, cpl, &new_cs))
+		return leave_step(v, pc);
+	if (cpl == 0 && (ss & ~3ull) == 0)
+		new_ss = seg_null_ss(0);
+	else if (!load_plain(v, (uint16_t)ss, false, cpl, &new_ss))
 		return leave_step(v, pc);
 	if (cpl == 3) { /* data segments that user code may not have become null */
 		static const uint8_t data[] = { SREG_ES, SREG_DS, SREG_FS, SREG_GS };
@@ -255,4 +264,144 @@ uint64_t dbt_help_iret(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint64_
 	v->s.gpr[RSP] = new_rsp;
 	set_flags(v, flags & 0x3f7fd7);
 	return transfer(v, rip);
+}
+
+/* --- System registers --- */
+
+uint64_t dbt_help_popf(struct dbt_vcpu *v, uint64_t next, uint64_t pc, uint64_t ret)
+{
+	(void)ret;
+	uint64_t rsp = v->s.gpr[RSP];
+	if ((rsp & (PAGE_SIZE - 1)) > PAGE_SIZE - 8)
+		return leave_step(v, pc);
+	const uint8_t *p = access_page(v, rsp, false, v->s.cpl == 3);
+	if (!p)
+		return leave_step(v, pc);
+	/* CPL 0 changes all but VM, VIF, VIP; others neither IOPL nor (IOPL < CPL is the rule of every OS; else the stepper) IF. */
+	uint64_t mask = FL_STATUS | FL_TF | FL_DF | FL_NT | FL_AC | FL_ID;
+	if (v->s.cpl == 0)
+		mask |= FL_IF | FL_IOPL;
+	else if ((v->s.rflags & FL_IOPL) == FL_IOPL)
+		return leave_step(v, pc);
+	uint64_t flags = (whole_flags(v) & ~mask) | (unaligned_load64(p) & mask);
+	v->s.gpr[RSP] = rsp + 8;
+	set_flags(v, flags);
+	if (!(flags & FL_TF) && !(v->iflag && v->irq_waiting))
+		return 0;
+	v->exit_pc = next;
+	v->exit_reason = DBT_EXIT_PC;
+	return v->vm->stub.exit;
+}
+
+static uint64_t write_base(struct dbt_vcpu *v, unsigned seg, uint64_t value, uint64_t pc)
+{
+	if (!x86_canonical(value))
+		return leave_step(v, pc);
+	v->s.seg[seg].base = value;
+	return 0;
+}
+
+uint64_t dbt_help_write_fs(struct dbt_vcpu *v, uint64_t value, uint64_t pc, uint64_t ret)
+{
+	(void)ret;
+	return write_base(v, SREG_FS, value, pc);
+}
+
+uint64_t dbt_help_write_gs(struct dbt_vcpu *v, uint64_t value, uint64_t pc, uint64_t ret)
+{
+	(void)ret;
+	return write_base(v, SREG_GS, value, pc);
+}
+
+uint64_t dbt_help_cpuid(struct dbt_vcpu *v, uint64_t unused, uint64_t pc, uint64_t ret)
+{
+	(void)unused;
+	(void)pc;
+	(void)ret;
+	uint32_t out[4];
+	x86_cpuid(v->config.cpuid, &v->s, (uint32_t)v->s.gpr[RAX], (uint32_t)v->s.gpr[RCX], out);
+	v->s.gpr[RAX] = out[0];
+	v->save_flags = out[1];
+	v->s.gpr[RCX] = out[2];
+	v->s.gpr[RDX] = out[3];
+	return 0;
+}
+
+uint64_t dbt_help_invlpg(struct dbt_vcpu *v, uint64_t gva, uint64_t next, uint64_t ret)
+{
+	(void)ret;
+	if (x86_canonical(gva))
+		dbt_tlb_flush(v, EMU_FLUSH_ADDRESS, gva, v->s.cr4 & CR4_PCIDE ? v->s.cr3 & 0xfff : 0);
+	return transfer(v, next);
+}
+
+/* MOV to CR3 in 64-bit mode (SDM 3A 4.10.4.1). */
+uint64_t dbt_help_write_cr3(struct dbt_vcpu *v, uint64_t value, uint64_t next, uint64_t ret)
+{
+	(void)ret;
+	bool keep = false;
+	uint64_t cr3 = value;
+	if (v->s.cr4 & CR4_PCIDE) {
+		keep = value >> 63;
+		cr3 &= ~(1ull << 63);
+	}
+	if (cr3 & ~X86_PHYS_MASK)
+		return leave_step(v, next - v->exit_arg);
+	v->s.cr3 = cr3;
+	dbt_tlb_flush(v, keep ? EMU_FLUSH_SWITCH : EMU_FLUSH_NONGLOBAL, 0, v->s.cr4 & CR4_PCIDE ? cr3 & 0xfff : 0);
+	return transfer(v, next);
+}
+
+/* --- Extended state: the guest's is in the registers, its memory image is reached in host memory --- */
+
+#define XSTATE_BYTES 832 /* legacy area, header, AVX: both formats with XCR0 = 7 */
+
+/* Host address of an XSAVE area whose pages are neighbours in host memory too, or NULL. */
+static uint8_t *xsave_area(struct dbt_vcpu *v, uint64_t gva, bool write)
+{
+	bool user = v->s.cpl == 3;
+	if (gva & 63 || !x86_canonical(gva))
+		return NULL;
+	uint8_t *p = access_page(v, gva, write, user);
+	if (p && (gva & (PAGE_SIZE - 1)) + XSTATE_BYTES > PAGE_SIZE) {
+		uint64_t second = (gva & PAGE_MASK) + PAGE_SIZE;
+		if (access_page(v, second, write, user) != p + (second - gva) || access_page(v, gva, write, user) != p)
+			return NULL;
+	}
+	return p;
+}
+
+#define XSAVE_HELPER(name, insn)                                                                                       \
+	uint64_t name(struct dbt_vcpu *v, uint64_t gva, uint64_t pc, uint64_t ret)                                     \
+	{                                                                                                              \
+		(void)ret;                                                                                             \
+		uint8_t *p = xsave_area(v, gva, true);                                                                 \
+		if (!p)                                                                                                \
+			return leave_step(v, pc);                                                                      \
+		__asm__ volatile(insn " (%0)" : : "r"(p), "a"((uint32_t)v->s.gpr[RAX] & 7), "d"(0) : "memory");        \
+		return 0;                                                                                              \
+	}
+
+XSAVE_HELPER(dbt_help_xsave, "xsave64")
+XSAVE_HELPER(dbt_help_xsavec, "xsavec64")
+XSAVE_HELPER(dbt_help_xsaveopt, "xsaveopt64")
+
+uint64_t dbt_help_xrstor(struct dbt_vcpu *v, uint64_t gva, uint64_t pc, uint64_t ret)
+{
+	(void)ret;
+	const uint8_t *p = xsave_area(v, gva, false);
+	if (!p)
+		return leave_step(v, pc);
+	/* Check the copy: the guest may change its own meanwhile, and a fault here would be ours. */
+	rep_movs(v->xstate, p, XSTATE_BYTES / 8, 8);
+	uint32_t mxcsr = *(const uint32_t *)(const void *)(v->xstate + 24);
+	const uint64_t *header = (const uint64_t *)(const void *)(v->xstate + 512);
+	uint64_t bv = header[0], comp = header[1], rest = 0;
+	for (int i = 2; i < 8; i++)
+		rest |= header[i];
+	bool compact = comp >> 63;
+	if (mxcsr & 0xffff0000 || bv & ~7ull || rest || (compact ? (comp & ~(7ull | 1ull << 63)) || bv & ~comp : comp != 0))
+		return leave_step(v, pc);
+	__asm__ volatile("xrstor64 (%0)" : : "r"(v->xstate), "a"((uint32_t)v->s.gpr[RAX] & 7), "d"(0) : "memory");
+	return 0;
 }

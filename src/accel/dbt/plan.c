@@ -24,8 +24,9 @@ static bool rsp_change(const struct block_insn *g, int64_t *delta)
 		*delta = -8;
 		return true;
 	case CLS_POP:
+	case CLS_POPF:
 		*delta = 8;
-		return true;
+		return opcode_gpr(&g->in) != RSP || g->cls == CLS_POPF;
 	case CLS_LEAVE:
 		return false;
 	default:
@@ -38,17 +39,18 @@ static bool rsp_change(const struct block_insn *g, int64_t *delta)
 		*delta = (in->reg & 7) == 0 ? in->imm : -in->imm;
 		return true;
 	}
-	if (g->cls == CLS_LEA && in->opsize == 8 && in->reg == RSP && g->base == RSP && g->index < 0) {
-		*delta = g->disp;
+	if (g->cls == CLS_LEA && in->opsize == 8 && in->reg == RSP && g->ea.base == RSP && g->ea.index < 0) {
+		*delta = g->ea.disp;
 		return true;
 	}
 	return false;
 }
 
 /* The access off RSP that goes through the stack window. */
-static bool stack_access(const struct block_insn *g, int64_t *off, unsigned *len)
+static bool stack_access(const struct block_insn *g, int64_t *off, unsigned *len, bool *write)
 {
 	*len = 8;
+	*write = true;
 	switch (g->cls) {
 	case CLS_PUSH:
 	case CLS_PUSH_MEM:
@@ -60,13 +62,14 @@ static bool stack_access(const struct block_insn *g, int64_t *off, unsigned *len
 	case CLS_POP:
 	case CLS_RET:
 		*off = 0;
+		*write = false;
 		return true;
 	case CLS_PLAIN:
-		if (!g->in.has_mem || g->base != RSP || g->index >= 0 || g->seg != SREG_DS)
+		if (!g->in.has_mem || g->ea.base != RSP || g->ea.index >= 0 || g->ea.seg != SREG_DS)
 			return false;
-		*off = g->disp;
+		*off = g->ea.disp;
 		*len = g->in.mem_size;
-		return g->disp > -GROUP_SPAN && g->disp < GROUP_SPAN;
+		return g->ea.disp > -GROUP_SPAN && g->ea.disp < GROUP_SPAN;
 	default:
 		return false;
 	}
@@ -85,18 +88,18 @@ static bool general_access(const struct block_insn *g)
 
 static uint16_t address_regs(const struct block_insn *g)
 {
-	return (uint16_t)((g->base >= 0 ? 1u << g->base : 0) | (g->index >= 0 ? 1u << g->index : 0));
+	return (uint16_t)((g->ea.base >= 0 ? 1u << g->ea.base : 0) | (g->ea.index >= 0 ? 1u << g->ea.index : 0));
 }
 
 static bool same_address(const struct block_insn *a, const struct block_insn *b)
 {
-	return a->base == b->base && a->index == b->index && a->seg == b->seg && (a->index < 0 || a->scale == b->scale);
+	return a->ea.base == b->ea.base && a->ea.index == b->ea.index && a->ea.seg == b->ea.seg && (a->ea.index < 0 || a->ea.scale == b->ea.scale);
 }
 
 /* Does instruction g change the value of an address with these registers and segment? */
 static bool changes(const struct block_insn *g, uint16_t regs, uint8_t seg)
 {
-	return (g->in.gpr_written & regs) || (seg == SREG_GS && g->cls == CLS_SWAPGS);
+	return (g->in.gpr_written & regs) || ((seg == SREG_GS || seg == SREG_FS) && (g->cls == CLS_SWAPGS || g->cls == CLS_WRITE_BASE));
 }
 
 static void add_check(struct block *b, struct check c)
@@ -123,10 +126,12 @@ static void plan_epoch(struct block *b, unsigned first, unsigned end, bool from_
 		struct block_insn *g = &b->insn[i];
 		int64_t off;
 		unsigned len;
+		bool write, writes;
 		if (i == first && from_leave) {
 			off = 0;
 			len = 8;
-		} else if (!stack_access(g, &off, &len)) {
+			writes = false;
+		} else if (!stack_access(g, &off, &len, &writes)) {
 			i++;
 			continue;
 		}
@@ -135,7 +140,7 @@ static void plan_epoch(struct block *b, unsigned first, unsigned end, bool from_
 		unsigned last = i;
 		g->acc = ACC_STACK;
 		for (unsigned j = i + 1; j < end; j++) {
-			if (!stack_access(&b->insn[j], &off, &len))
+			if (!stack_access(&b->insn[j], &off, &len, &write))
 				continue;
 			int64_t l = off + delta[j], h = l + len;
 			l = l < lo ? l : lo;
@@ -145,6 +150,7 @@ static void plan_epoch(struct block *b, unsigned first, unsigned end, bool from_
 			lo = l;
 			hi = h;
 			last = j;
+			writes |= write;
 			b->insn[j].acc = ACC_STACK;
 		}
 		unsigned at = i;
@@ -154,7 +160,7 @@ static void plan_epoch(struct block *b, unsigned first, unsigned end, bool from_
 				break;
 			}
 		bool rbp = from_leave && at == first;
-		add_check(b, (struct check){ .at = (uint16_t)at, .stack = true, .write = true, .base = rbp ? H_RBP : GSP, .index = -1,
+		add_check(b, (struct check){ .at = (uint16_t)at, .stack = true, .write = writes, .base = rbp ? H_RBP : GSP, .index = -1,
 					     .lo = lo - (rbp ? 0 : delta[at]), .len = (unsigned)(hi - lo) });
 		/* Go on with the first access that did not fit. */
 		barrier = last + 1;
@@ -189,20 +195,20 @@ static void plan_groups(struct block *b)
 		if (!general_access(g) || g->grp_busy)
 			continue;
 		uint16_t regs = address_regs(g);
-		int64_t lo = g->disp, hi = lo + g->in.mem_size;
+		int64_t lo = g->ea.disp, hi = lo + g->in.mem_size;
 		bool write = g->in.mem_written, branch = false;
 		unsigned members = 1, last = i;
 		uint64_t member_mask = 1ull << i;
-		bool constant = g->base < 0 && g->index < 0 && g->seg == SREG_DS;
+		bool constant = g->ea.base < 0 && g->ea.index < 0 && g->ea.seg == SREG_DS;
 		for (unsigned j = i; j + 1 < b->n; j++) {
 			struct block_insn *prev = &b->insn[j], *h = &b->insn[j + 1];
-			if (changes(prev, regs, g->seg) || h->cls == CLS_BITSTRING)
+			if (changes(prev, regs, g->ea.seg) || h->cls == CLS_BITSTRING)
 				break;
 			branch |= prev->cls == CLS_JCC;
 			if (!general_access(h) || !same_address(g, h))
 				continue;
-			int64_t l = h->disp < lo ? h->disp : lo;
-			int64_t e = h->disp + h->in.mem_size > hi ? h->disp + h->in.mem_size : hi;
+			int64_t l = h->ea.disp < lo ? h->ea.disp : lo;
+			int64_t e = h->ea.disp + h->in.mem_size > hi ? h->ea.disp + h->in.mem_size : hi;
 			if (e - l > GROUP_SPAN || (constant && ((uint64_t)l ^ (uint64_t)(e - 1)) & PAGE_MASK))
 				continue;
 			if (h->in.mem_written && !write && branch)
@@ -224,7 +230,7 @@ static void plan_groups(struct block *b)
 			if (k == 0)
 				break;
 			const struct block_insn *p = &b->insn[k - 1];
-			if (p->cls == CLS_JCC || p->grp_busy || p->cls == CLS_BITSTRING || changes(p, regs, g->seg))
+			if (p->cls == CLS_JCC || p->grp_busy || p->cls == CLS_BITSTRING || changes(p, regs, g->ea.seg))
 				break;
 		}
 		if (members == 1 && (at < 0 || at == (int)i))
@@ -233,8 +239,8 @@ static void plan_groups(struct block *b)
 			at = (int)i;
 		if (!fits32(lo) && !constant)
 			continue;
-		add_check(b, (struct check){ .at = (uint16_t)at, .write = write, .base = g->base, .index = g->index, .scale = g->scale,
-					     .seg = g->seg, .lo = lo, .len = (unsigned)(hi - lo) });
+		add_check(b, (struct check){ .at = (uint16_t)at, .write = write, .base = g->ea.base, .index = g->ea.index, .scale = g->ea.scale,
+					     .seg = g->ea.seg, .lo = lo, .len = (unsigned)(hi - lo) });
 		for (unsigned k = (unsigned)at; k <= last; k++) {
 			b->insn[k].grp_busy = true;
 			if (member_mask >> k & 1)

@@ -8,11 +8,16 @@
  */
 #include "accel/dbt/block.h"
 
+/* Bytes [pc, pc+len) of b's page, or of the page behind it, must not change. */
 static void note_bytes(struct block *b, uint64_t pc, unsigned len)
 {
-	unsigned first = (unsigned)(pc & (PAGE_SIZE - 1)) / 64, last = (unsigned)((pc + len - 1) & (PAGE_SIZE - 1)) / 64;
-	for (unsigned l = first; l <= last; l++)
-		b->lines |= 1ull << l;
+	for (uint64_t at = pc & ~63ull; at < pc + len; at += 64) {
+		uint64_t bit = 1ull << ((at & (PAGE_SIZE - 1)) / 64);
+		if ((at ^ b->pc) & PAGE_MASK)
+			b->lines2 |= bit;
+		else
+			b->lines |= bit;
+	}
 }
 
 /* One-byte opcodes that are copied. */
@@ -168,6 +173,31 @@ static enum insn_class classify_system(const struct x86_insn *in, uint32_t mode)
 		return user ? CLS_STEP : CLS_IRET;
 	case ZYDIS_MNEMONIC_PUSHFQ:
 		return CLS_PUSHF;
+	case ZYDIS_MNEMONIC_POPFQ:
+		return CLS_POPF;
+	case ZYDIS_MNEMONIC_CLD:
+		return CLS_CLD;
+	case ZYDIS_MNEMONIC_CPUID:
+		return CLS_CPUID;
+	case ZYDIS_MNEMONIC_INVLPG:
+		return user ? CLS_STEP : CLS_INVLPG;
+	case ZYDIS_MNEMONIC_RDFSBASE:
+	case ZYDIS_MNEMONIC_RDGSBASE:
+		return mode & MODE_FSGS ? CLS_READ_BASE : CLS_STEP;
+	case ZYDIS_MNEMONIC_WRFSBASE:
+	case ZYDIS_MNEMONIC_WRGSBASE:
+		return mode & MODE_FSGS ? CLS_WRITE_BASE : CLS_STEP;
+	case ZYDIS_MNEMONIC_XSAVE64:
+	case ZYDIS_MNEMONIC_XSAVEC64:
+	case ZYDIS_MNEMONIC_XSAVEOPT64:
+	case ZYDIS_MNEMONIC_XRSTOR64:
+		return CLS_XSTATE; /* FPU usable: classify() has looked */
+	case ZYDIS_MNEMONIC_MOV:
+		if (user || in->map != MAP_0F || in->encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY || in->lock)
+			return CLS_STEP;
+		if (in->opcode == 0x20 && in->reg <= 4 && in->reg != 1)
+			return CLS_READ_CR;
+		return in->opcode == 0x22 && in->reg == 3 ? CLS_WRITE_CR3 : CLS_STEP;
 	default:
 		return CLS_STEP;
 	}
@@ -184,7 +214,7 @@ static enum insn_class classify(const struct x86_insn *in, uint32_t mode)
 		if (op >= 0x50 && op <= 0x57)
 			return in->opsize == 8 ? CLS_PUSH : CLS_STEP;
 		if (op >= 0x58 && op <= 0x5f)
-			return in->opsize == 8 && opcode_gpr(in) != RSP ? CLS_POP : CLS_STEP;
+			return in->opsize == 8 ? CLS_POP : CLS_STEP;
 		if (op == 0x68 || op == 0x6a)
 			return in->opsize == 8 ? CLS_PUSH : CLS_STEP;
 		if (op >= 0x70 && op <= 0x7f)
@@ -193,7 +223,7 @@ static enum insn_class classify(const struct x86_insn *in, uint32_t mode)
 		case 0x8d:
 			return in->has_mem && in->opsize >= 4 ? CLS_LEA : CLS_STEP;
 		case 0x8c:
-			return in->mod == 3 && in->opsize >= 4 ? CLS_FROM_SREG : CLS_STEP;
+			return in->mod == 3 ? CLS_FROM_SREG : CLS_STEP;
 		case 0xc2:
 		case 0xc3:
 			return CLS_RET;
@@ -239,27 +269,33 @@ static enum insn_class classify(const struct x86_insn *in, uint32_t mode)
 static void operand(struct block_insn *g)
 {
 	const struct x86_insn *in = &g->in;
-	g->seg = in->seg == SREG_FS || in->seg == SREG_GS ? in->seg : SREG_DS;
-	g->index = in->index;
-	g->scale = in->scale;
-	g->disp = in->disp;
-	g->base = in->base;
+	g->ea.seg = in->seg == SREG_FS || in->seg == SREG_GS ? in->seg : SREG_DS;
+	g->ea.index = in->index;
+	g->ea.scale = in->scale;
+	g->ea.disp = in->disp;
+	g->ea.base = in->base;
 	if (in->base == 16) {
-		g->base = -1;
-		g->disp = (int64_t)(g->next + (uint64_t)in->disp);
+		g->ea.base = -1;
+		g->ea.disp = (int64_t)(g->next + (uint64_t)in->disp);
 	}
 }
 
 /* Flags live at `pc` on b's page, by a short straight look; everything where that does not tell. */
 static uint16_t peek_live(struct block *b, uint64_t pc)
 {
-	if ((pc ^ b->pc) & PAGE_MASK || b->vm->debug & ACCEL_DEBUG_ONE_INSN)
+	const uint8_t *page = b->page;
+	if (b->cross && (pc & PAGE_MASK) == (b->pc & PAGE_MASK) + PAGE_SIZE)
+		page = b->page2;
+	else if ((pc ^ b->pc) & PAGE_MASK)
 		return FL_STATUS;
+	if (b->vm->debug & ACCEL_DEBUG_ONE_INSN)
+		return FL_STATUS;
+	uint64_t start = pc;
 	uint16_t live = 0, killed = 0;
 	for (int i = 0; i < 8; i++) {
 		struct x86_insn in;
 		unsigned off = (unsigned)(pc & (PAGE_SIZE - 1));
-		if (x86_decode(b->page + off, (unsigned)PAGE_SIZE - off, X86_MODE_64, &in) < 0)
+		if (x86_decode(page + off, (unsigned)PAGE_SIZE - off, X86_MODE_64, &in) < 0)
 			break;
 		enum insn_class cls = classify(&in, b->mode);
 		live |= in.flags_read & ~killed;
@@ -270,7 +306,7 @@ static uint16_t peek_live(struct block *b, uint64_t pc)
 		if (killed == FL_STATUS)
 			return live;
 		pc += in.len;
-		if ((pc ^ b->pc) & PAGE_MASK)
+		if ((pc ^ start) & PAGE_MASK)
 			break;
 	}
 	return (uint16_t)(live | (FL_STATUS & ~killed));
@@ -310,6 +346,18 @@ static void liveness(struct block *b)
 	}
 }
 
+/* The instruction at b->pc, put together from both pages. */
+static int decode_cross(struct block *b, unsigned off, struct x86_insn *in)
+{
+	uint8_t bytes[15];
+	unsigned left = (unsigned)PAGE_SIZE - off;
+	for (unsigned i = 0; i < sizeof(bytes); i++)
+		bytes[i] = i < left ? b->page[off + i] : b->page2[i - left];
+	int r = x86_decode(bytes, sizeof(bytes), X86_MODE_64, in);
+	b->cross = r == 0 && in->len > left;
+	return r;
+}
+
 void dbt_scan(struct block *b)
 {
 	unsigned max = b->vm->debug & ACCEL_DEBUG_ONE_INSN ? 1 : BLOCK_MAX;
@@ -318,6 +366,8 @@ void dbt_scan(struct block *b)
 		struct block_insn *g = &b->insn[b->n];
 		unsigned off = (unsigned)(pc & (PAGE_SIZE - 1)), left = (unsigned)PAGE_SIZE - off;
 		int r = x86_decode(b->page + off, left < 15 ? left : 15, X86_MODE_64, &g->in);
+		if (r < 0 && b->n == 0 && left < 15 && b->page2)
+			r = decode_cross(b, off, &g->in);
 		g->pc = pc;
 		g->acc = ACC_NONE;
 		g->grp_busy = false;
@@ -339,7 +389,7 @@ void dbt_scan(struct block *b)
 		note_bytes(b, pc, g->in.len);
 		pc = g->next;
 		b->n++;
-		if (g->cls >= CLS_LAST)
+		if (g->cls >= CLS_LAST || b->cross)
 			break;
 	}
 	liveness(b);

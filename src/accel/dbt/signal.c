@@ -22,6 +22,16 @@ static bool in_code(const struct dbt_vm *vm, uint64_t pc)
 	return pc - (uint64_t)(uintptr_t)vm->rx < vm->code_size;
 }
 
+/* Calls without returns have filled a private stack: forget all but the newest entries. Those may be in use: a stub's return
+ * address lies there when its own push is what hit the guard page. */
+static void shadow_restart(struct dbt_vcpu *v, greg_t *regs, int user)
+{
+	enum { KEEP = 64 };
+	uint64_t to = dbt_shadow_top(v, user) - KEEP;
+	memcpy((void *)(uintptr_t)to, (const void *)(uintptr_t)regs[REG_RSP], KEEP);
+	regs[REG_RSP] = (greg_t)to;
+}
+
 static void handler(int sig, siginfo_t *info, void *context)
 {
 	ucontext_t *uc = context;
@@ -30,12 +40,11 @@ static void handler(int sig, siginfo_t *info, void *context)
 	if (v && in_code(v->vm, (uint64_t)regs[REG_RIP])) {
 		uint64_t fault = (uint64_t)(uintptr_t)info->si_addr;
 		if (sig == SIGSEGV && fault - (uint64_t)(uintptr_t)v->shadow_base < PAGE_SIZE) {
-			/* Calls without returns filled the private stack: forget them. */
-			regs[REG_RSP] = (greg_t)dbt_shadow_top(v, 0);
+			shadow_restart(v, regs, 0);
 			return;
 		}
 		if (sig == SIGSEGV && fault - (uint64_t)(uintptr_t)v->shadow_base - SHADOW_SIZE - PAGE_SIZE < PAGE_SIZE) {
-			regs[REG_RSP] = (greg_t)dbt_shadow_top(v, 1);
+			shadow_restart(v, regs, 1);
 			return;
 		}
 		struct tb *t = dbt_tb_by_host(v->vm, (uint32_t)regs[REG_RIP]);

@@ -24,8 +24,9 @@ void dbt_stack_window_drop(struct dbt_vcpu *v)
 
 static void clear_tokens(struct dbt_vcpu *v)
 {
-	for (unsigned i = 0; i < TOKEN_SLOTS; i++)
-		v->token[i] = 0;
+	void *p = v->token;
+	uint64_t n = sizeof(v->token) / 8;
+	__asm__ volatile("rep stosq" : "+D"(p), "+c"(n) : "a"(0ull) : "memory");
 	v->token_count = 0;
 	v->super_local = false;
 }
@@ -72,7 +73,7 @@ static void flush_local(struct dbt_vcpu *v)
 
 static void flush_page(struct dbt_vcpu *v, uint64_t page, uint16_t pcid)
 {
-	unsigned i = (page >> 12) & (TLB_SIZE - 1);
+	unsigned i = (unsigned)(page >> 12) & (v->vm->debug & ACCEL_DEBUG_TINY_TLB ? 3 : TLB_SIZE - 1);
 	for (int u = 0; u < 2; u++) {
 		struct tlb_entry *e = &v->tlb[u][i];
 		if (e->nread == -page || e->nwrite == -page)
@@ -117,8 +118,8 @@ void dbt_tlb_flush(struct dbt_vcpu *v, enum emu_flush kind, uint64_t gva, uint16
 		} else {
 			flush_page(v, page, pcid);
 		}
-		v->token[dbt_token_slot(page, 0)] = 0;
-		v->token[dbt_token_slot(page, MODE_USER)] = 0;
+		for (unsigned w = 0; w < TOKEN_WAYS; w++)
+			v->token[dbt_token_group(page) * TOKEN_WAYS + w] = 0;
 		if (v->large_map[LARGE_BIT(gva) / 64] >> (LARGE_BIT(gva) % 64) & 1)
 			clear_tokens(v);
 		v->shadow_reset[0] = v->shadow_reset[1] = true;
@@ -231,7 +232,7 @@ static uint8_t *fill_l1(struct dbt_vcpu *v, uint64_t gva, bool user, uint64_t gp
 
 int dbt_fill(struct dbt_vcpu *v, uint64_t gva, unsigned size, bool write, bool user)
 {
-	if ((gva & (PAGE_SIZE - 1)) + size > PAGE_SIZE || !x86_canonical(gva) || v->vm->debug & ACCEL_DEBUG_CHECKS_FAIL)
+	if ((gva & (PAGE_SIZE - 1)) + size > PAGE_SIZE || !x86_canonical(gva))
 		return -1;
 	uint64_t gpa;
 	uint8_t flags;
@@ -297,27 +298,28 @@ int dbt_itlb(struct dbt_vcpu *v, uint64_t gva, uint64_t *gpa, bool *global, uint
 	return 0;
 }
 
-void dbt_token_set(struct dbt_vcpu *v, uint64_t va, uint32_t mode, uint32_t token, bool global)
+void dbt_token_set(struct dbt_vcpu *v, const struct view *w, bool global)
 {
-	unsigned slot = dbt_token_slot(va, mode);
-	if (v->token[slot] == token)
+	unsigned slot = w->slot;
+	if (v->token[slot] == w->token)
 		return;
-	v->token[slot] = token;
+	v->token[slot] = w->token;
 	if (global)
 		return;
-	if (!(mode & MODE_USER))
+	if (!(w->mode & MODE_USER))
 		v->super_local = true;
 	if (v->token_count == TOKEN_SLOTS) {
+		bool super_local = v->super_local;
 		clear_tokens(v);
-		v->token[slot] = token;
+		v->super_local = super_local;
+		v->token[slot] = w->token;
 	}
 	v->token_list[v->token_count++] = (uint16_t)slot;
 }
 
-/* `what` of the fill helpers: bits 0-7 size, bit 8 write, bits 16.. instruction index. */
 uint64_t dbt_help_fill_single(struct dbt_vcpu *v, uint64_t gva, uint64_t what, uint64_t ret)
 {
-	if (dbt_fill(v, gva, what & 0xff, what & 0x100, v->s.cpl == 3) == 0)
+	if (!(what & FILL_REFUSE) && dbt_fill(v, gva, what & 0xff, what & FILL_WRITE, v->s.cpl == 3) == 0)
 		return 0;
 	struct tb *t = dbt_tb_by_host(v->vm, (uint32_t)ret);
 	const struct insn_meta *m = &v->vm->meta[t->meta + (what >> 16)];
@@ -334,7 +336,7 @@ uint64_t dbt_help_fill_single(struct dbt_vcpu *v, uint64_t gva, uint64_t what, u
 
 uint64_t dbt_help_fill_group(struct dbt_vcpu *v, uint64_t gva, uint64_t what, uint64_t ret)
 {
-	if (dbt_fill(v, gva, what >> 16, what & 0x100, v->s.cpl == 3) == 0)
+	if (!(what & FILL_REFUSE) && dbt_fill(v, gva, what >> 16, what & FILL_WRITE, v->s.cpl == 3) == 0)
 		return 0;
 	return ret + 5; /* past the jump that retries: the way to the unmerged block */
 }
@@ -344,9 +346,11 @@ uint64_t dbt_help_fill_stack(struct dbt_vcpu *v, uint64_t gva, uint64_t what, ui
 	bool user = v->s.cpl == 3;
 	uint64_t page = gva & PAGE_MASK;
 	struct tlb_entry *e = &v->tlb[user][(page >> 12) & (v->vm->debug & ACCEL_DEBUG_TINY_TLB ? 3 : TLB_SIZE - 1)];
-	if ((gva & (PAGE_SIZE - 1)) + (what >> 16) > PAGE_SIZE || v->vm->debug & ACCEL_DEBUG_CHECKS_FAIL ||
-	    (e->nwrite != -page && dbt_fill(v, gva, what >> 16, true, user) < 0))
+	if (what & FILL_REFUSE || (gva & (PAGE_SIZE - 1)) + (what >> 16) > PAGE_SIZE ||
+	    (e->nwrite != -page && dbt_fill(v, gva, what >> 16, what & 0x100, user) < 0))
 		return ret + 5;
+	if (e->nwrite != -page)
+		return ret + 5; /* only read here: the page is not to become dirty for that, and the window is for stores too */
 	v->stack_ntag = -page;
 	v->stack_addend = e->addend;
 	return 0;

@@ -169,6 +169,16 @@ int dbt_stubs_emit(struct dbt_vm *vm)
 	vm->stub.syscall = emit_helper(c, dbt_help_syscall);
 	vm->stub.sysret = emit_helper(c, dbt_help_sysret);
 	vm->stub.iret = emit_helper(c, dbt_help_iret);
+	vm->stub.popf = emit_helper(c, dbt_help_popf);
+	vm->stub.write_base[0] = emit_helper(c, dbt_help_write_fs);
+	vm->stub.write_base[1] = emit_helper(c, dbt_help_write_gs);
+	vm->stub.cpuid = emit_helper(c, dbt_help_cpuid);
+	vm->stub.invlpg = emit_helper(c, dbt_help_invlpg);
+	vm->stub.write_cr3 = emit_helper(c, dbt_help_write_cr3);
+	vm->stub.xstate[0] = emit_helper(c, dbt_help_xsave);
+	vm->stub.xstate[1] = emit_helper(c, dbt_help_xsavec);
+	vm->stub.xstate[2] = emit_helper(c, dbt_help_xsaveopt);
+	vm->stub.xstate[3] = emit_helper(c, dbt_help_xrstor);
 	if (code.overflow)
 		return -ENOSPC;
 	vm->code_stubs = vm->code_used = (size_t)(code.p - vm->rw);

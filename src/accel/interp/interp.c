@@ -1,8 +1,8 @@
 /*
  * The reference accelerator: the emulator in a loop.
  *
- * Whatever the translator does, this does too, only slowly. Each vCPU is self-contained (its state, emulator and TLB), so that any
- * number of them run in parallel threads; guest memory is the only thing they share.
+ * Whatever the translator does, this does too, only slowly. Each vCPU is self-contained (its state, emulator and TLB),
+ * so that any number of them run in parallel threads; guest memory is the only thing they share.
  */
 #include <errno.h>
 #include <stdatomic.h>
@@ -51,8 +51,8 @@ static void *interp_pte(void *opaque, uint64_t gpa, unsigned size)
 	return ram_hva(opaque, gpa, size);
 }
 
-static __attribute__((noinline)) int translate_miss(struct accel_vcpu *v, uint64_t gva, enum mmu_access access, bool user,
-						    struct emu_page *out, uint32_t *error)
+static __attribute__((noinline)) int translate_miss(struct accel_vcpu *v, uint64_t gva, enum mmu_access access,
+						    bool user, struct emu_page *out, uint32_t *error)
 {
 	struct mmu_result page;
 
@@ -70,7 +70,8 @@ static __attribute__((noinline)) int translate_miss(struct accel_vcpu *v, uint64
 	return 0;
 }
 
-static int op_translate(void *opaque, uint64_t gva, enum mmu_access access, bool user, struct emu_page *out, uint32_t *error)
+static int op_translate(void *opaque, uint64_t gva, enum mmu_access access, bool user, struct emu_page *out,
+			uint32_t *error)
 {
 	struct accel_vcpu *v = opaque;
 	const struct tlb_entry *t = tlb_slot(&v->tlb, gva, access, user);
@@ -121,8 +122,8 @@ static int leave_insn(struct accel_vcpu *v, struct accel_exit *x)
 
 static int op_mmio(void *opaque, uint64_t gpa, unsigned size, bool write, uint64_t *value)
 {
-	struct accel_exit x = {
-		.kind = ACCEL_EXIT_MMIO, .mmio = {.gpa = gpa, .size = size, .write = write, .value = write ? *value : 0}};
+	struct accel_exit x = {.kind = ACCEL_EXIT_MMIO,
+			       .mmio = {.gpa = gpa, .size = size, .write = write, .value = write ? *value : 0}};
 	int rc = leave_insn(opaque, &x);
 
 	if (!write)
@@ -132,8 +133,8 @@ static int op_mmio(void *opaque, uint64_t gpa, unsigned size, bool write, uint64
 
 static int op_pio(void *opaque, uint16_t port, unsigned size, bool write, uint32_t *value)
 {
-	struct accel_exit x = {
-		.kind = ACCEL_EXIT_PIO, .pio = {.port = port, .size = size, .write = write, .value = write ? *value : 0}};
+	struct accel_exit x = {.kind = ACCEL_EXIT_PIO,
+			       .pio = {.port = port, .size = size, .write = write, .value = write ? *value : 0}};
 	int rc = leave_insn(opaque, &x);
 
 	if (!write)
@@ -312,12 +313,17 @@ static int finish_insn(struct accel_vcpu *v)
 	return rc;
 }
 
+static inline bool wants_attention(struct accel_vcpu *v)
+{
+	return atomic_load_explicit(&v->request, memory_order_relaxed) || v->irq_check || v->s.nmi_pending;
+}
+
 static int interp_vcpu_run(struct accel_vcpu *v)
 {
 	for (;;) {
 		int rc = 0;
 
-		if (__builtin_expect(atomic_load_explicit(&v->request, memory_order_relaxed) || v->irq_check || v->s.nmi_pending, 0)) {
+		if (__builtin_expect(wants_attention(v), 0)) {
 			rc = attend(v);
 			if (rc)
 				return rc;
@@ -370,8 +376,8 @@ static bool same_place(const struct x86_state *a, const struct x86_state *b)
 static void interp_vcpu_set_state(struct accel_vcpu *v, const struct x86_state *in)
 {
 	v->irq_check = true;
-	/* From inside an instruction: if it stays where it is, the instruction goes on with the new registers; else (reset,
-	 * INIT) its rest is dropped. */
+	/* From inside an instruction: if it stays where it is, the instruction goes on with the new registers; else
+	 * (reset, INIT) its rest is dropped. */
 	if (v->in_insn && !same_place(in, &v->s)) {
 		v->next = *in;
 		v->replaced = v->after = true;
@@ -457,7 +463,8 @@ static void interp_vcpu_destroy(struct accel_vcpu *v)
 
 static void interp_vcpu_stats(struct accel_vcpu *v, struct accel_stats *out)
 {
-	*out = (struct accel_stats){.interrupts = v->interrupts, .insns_stepped = v->emu.steps, .tlb_misses = v->tlb_misses};
+	*out = (struct accel_stats){
+		.interrupts = v->interrupts, .insns_stepped = v->emu.steps, .tlb_misses = v->tlb_misses};
 	memcpy(out->exits, v->exits, sizeof(out->exits));
 }
 

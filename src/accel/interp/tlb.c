@@ -87,7 +87,8 @@ void tlb_flush(struct tlb *t, enum emu_flush kind, uint64_t gva, uint16_t pcid, 
 	}
 }
 
-void tlb_fill(struct tlb *t, uint64_t gva, enum mmu_access access, bool user, const struct mmu_result *page, uint8_t *hva)
+void tlb_fill(struct tlb *t, uint64_t gva, enum mmu_access access, bool user, const struct mmu_result *page,
+	      uint8_t *hva)
 {
 	*tlb_slot(t, gva, access, user) =
 		(struct tlb_entry){.tag = tlb_tag(t, gva), .hva = hva, .gpa = page->gpa & ~0xfffull};

@@ -1,10 +1,10 @@
 /*
  * The interpreter's software TLB: direct-mapped, split by privilege and access kind, tagged with an address space.
  *
- * One per vCPU, used by its thread only. A hit needs no permission check: an entry exists only for accesses that a walk allowed, and
- * whatever changes the rules (CR0.WP, EFER.NXE, …) flushes. Large pages are cached in 4 KiB pieces. Each PCID is a space of its own;
- * forgetting a space means giving it a new number, so flushes cost nothing. Global pages are filled once for each space; flushing more
- * than asked is always allowed (SDM 3A 4.10.2).
+ * One per vCPU, used by its thread only. A hit needs no permission check: an entry exists only for accesses that a walk
+ * allowed, and whatever changes the rules (CR0.WP, EFER.NXE, …) flushes. Large pages are cached in 4 KiB pieces. Each
+ * PCID is a space of its own; forgetting a space means giving it a new number, so flushes cost nothing. Global pages
+ * are filled once for each space; flushing more than asked is always allowed (SDM 3A 4.10.2).
  */
 #ifndef TRAPLINE_ACCEL_INTERP_TLB_H
 #define TRAPLINE_ACCEL_INTERP_TLB_H
@@ -29,7 +29,8 @@ struct tlb {
 	uint64_t space_tag; /* of the active space, shifted */
 	uint32_t space[TLB_PCIDS]; /* a PCID's space; 0: none yet */
 	uint32_t last_space;
-	/* Addresses between which large pages were filled, for each half of the address space: INVLPG there flushes all. */
+	/* Addresses between which large pages were filled, for each half of the address space: INVLPG there flushes
+	 * all. */
 	struct {
 		uint64_t low, high;
 	} large[2];
@@ -39,7 +40,8 @@ void tlb_reset(struct tlb *t);
 /* An emu_ops flush; `pcid` is the one now active (or named by the instruction), `active` the one now active. */
 void tlb_flush(struct tlb *t, enum emu_flush kind, uint64_t gva, uint16_t pcid, uint16_t active);
 /* Remember a walk's result; hva is the host address of the 4 KiB page around page->gpa. */
-void tlb_fill(struct tlb *t, uint64_t gva, enum mmu_access access, bool user, const struct mmu_result *page, uint8_t *hva);
+void tlb_fill(struct tlb *t, uint64_t gva, enum mmu_access access, bool user, const struct mmu_result *page,
+	      uint8_t *hva);
 
 static inline uint64_t tlb_tag(const struct tlb *t, uint64_t gva)
 {

@@ -9,20 +9,24 @@
 /*
  * Who the guest thinks it runs on, and why.
  *
- * Vendor "  Shanghai  ", family 7, model 0x5b. What decides is the speculation bug table of Linux (arch/x86/kernel/cpu/common.c,
- * cpu_vuln_whitelist): mitigations for bugs a translated guest cannot exploit would cost it dearly.
- *  - Any Intel or AMD model gets spectre_v2 and with it retpolines, IBRS or return thunks. Zhaoxin family 7 is listed NO_SPECTRE_V2,
- *    NO_SWAPGS, NO_MMIO and (since the BHI fixes, where "has the hypervisor bit" alone means vulnerable) NO_BHI; retbleed,
- *    SRSO, GDS, ITS, SRBDS, TSA are matched by Intel and AMD models only.
- *  - IA32_ARCH_CAPABILITIES (msr.c) is read whoever the vendor is: RDCL_NO takes PTI and L1TF away, MDS_NO, TAA_NO and the MMIO *_NO bits the
- *    VERW at kernel exit, SSB_NO the rest. What stays is spectre_v1: LFENCEs after SWAPGS, which no table can refuse.
- *  - Linux for Zhaoxin: CONSTANT_TSC, REP_GOOD, SYSENTER32 for 32-bit vDSO calls (SYSCALL #UDs in compatibility mode: Intel's way,
- *    see intr.c), LFENCE_RDTSC, VMCALL as the hypercall; leaves 4 and 0xb for caches and topology. CPUID C0000000h must
- *    stay zero (PadLock). TSC frequency comes from kvm-clock: Linux reads leaf 0x15 on Intel only; it is there for others.
- *  - glibc knows this vendor and treats its AVX2 as it does Intel's (models 0x1b and 0x3b of family 7 are the ones it denies AVX);
- *    OpenSSL and others go by feature bits for vendors they do not single out.
+ * Vendor "  Shanghai  ", family 7, model 0x5b. What decides is the speculation bug table of Linux
+ * (arch/x86/kernel/cpu/common.c, cpu_vuln_whitelist): mitigations for bugs a translated guest cannot exploit would cost
+ * it dearly.
+ *  - Any Intel or AMD model gets spectre_v2 and with it retpolines, IBRS or return thunks. Zhaoxin family 7 is listed
+ * NO_SPECTRE_V2, NO_SWAPGS, NO_MMIO and (since the BHI fixes, where "has the hypervisor bit" alone means vulnerable)
+ * NO_BHI; retbleed, SRSO, GDS, ITS, SRBDS, TSA are matched by Intel and AMD models only.
+ *  - IA32_ARCH_CAPABILITIES (msr.c) is read whoever the vendor is: RDCL_NO takes PTI and L1TF away, MDS_NO, TAA_NO and
+ * the MMIO *_NO bits the VERW at kernel exit, SSB_NO the rest. What stays is spectre_v1: LFENCEs after SWAPGS, which no
+ * table can refuse.
+ *  - Linux for Zhaoxin: CONSTANT_TSC, REP_GOOD, SYSENTER32 for 32-bit vDSO calls (SYSCALL #UDs in compatibility mode:
+ * Intel's way, see intr.c), LFENCE_RDTSC, VMCALL as the hypercall; leaves 4 and 0xb for caches and topology. CPUID
+ * C0000000h must stay zero (PadLock). TSC frequency comes from kvm-clock: Linux reads leaf 0x15 on Intel only; it is
+ * there for others.
+ *  - glibc knows this vendor and treats its AVX2 as it does Intel's (models 0x1b and 0x3b of family 7 are the ones it
+ * denies AVX); OpenSSL and others go by feature bits for vendors they do not single out.
  *
- * Hidden although easy: MCE and MCA (no machine check is ever raised), VME (no virtual-8086 mode), MONITOR (HLT is our idle).
+ * Hidden although easy: MCE and MCA (no machine check is ever raised), VME (no virtual-8086 mode), MONITOR (HLT is our
+ * idle).
  */
 #define VENDOR "  Shanghai  "
 #define BRAND "Trapline virtual processor"
@@ -30,8 +34,8 @@
 
 enum { EAX, EBX, ECX, EDX };
 
-/* A feature is EMULATED when our own code does it whatever the host has, NATIVE when guest instructions run as they are. NATIVE_AVX needs the
- * host's operating system to keep YMM state too. */
+/* A feature is EMULATED when our own code does it whatever the host has, NATIVE when guest instructions run as they
+ * are. NATIVE_AVX needs the host's operating system to keep YMM state too. */
 enum feature_kind { EMULATED, NATIVE, NATIVE_AVX };
 
 struct feature {
@@ -205,7 +209,8 @@ struct cache {
 /* SDM 2A CPUID leaf 4: plain sizes of today's servers; guests tune copy loops by them. */
 static void add_caches(struct x86_cpuid_table *t, unsigned bits)
 {
-	static const struct cache caches[] = {{1, 1, 32, 8, false}, {2, 1, 32, 8, false}, {3, 2, 1024, 16, false}, {3, 3, 16384, 16, true}};
+	static const struct cache caches[] = {
+		{1, 1, 32, 8, false}, {2, 1, 32, 8, false}, {3, 2, 1024, 16, false}, {3, 3, 16384, 16, true}};
 	const unsigned line = 64, n = sizeof(caches) / sizeof(caches[0]);
 
 	for (unsigned i = 0; i < n; i++) {
@@ -281,7 +286,8 @@ static void add_kvm(struct x86_cpuid_table *t)
 	memcpy(&l->ecx, "VMKV", 4);
 	memcpy(&l->edx, "M\0\0\0", 4);
 	l = add(t, 0x40000001);
-	l->eax = 1 << 1 /* no I/O delay */ | 1 << 3 /* kvm-clock, new MSRs */ | 1 << 24 /* clock is stable across vCPUs */;
+	l->eax = 1 << 1 /* no I/O delay */ | 1 << 3 /* kvm-clock, new MSRs */ |
+		 1 << 24 /* clock is stable across vCPUs */;
 }
 
 void x86_cpuid_build(struct x86_cpuid_table *t, const struct x86_cpuid_policy *policy)
@@ -350,7 +356,8 @@ void x86_cpuid(const struct x86_cpuid_table *t, const struct x86_state *s, uint3
 			out[EDX] &= ~(1u << 9);
 		break;
 	case 0xb:
-		if (!l && (l = find_const(t, 0xb, 0))) { /* past the last level: the subleaf and the id are still told */
+		/* Past the last level the subleaf and the id are still told. */
+		if (!l && (l = find_const(t, 0xb, 0))) {
 			out[ECX] = ecx & 0xff;
 			out[EDX] = l->edx;
 		}

@@ -424,6 +424,12 @@ static void decode_flags(const ZydisDecodedInstruction *zi, struct x86_insn *out
 		out->flags_killed = FL_ZF | FL_PF | FL_CF;
 		out->flags_maybe = FL_OF | FL_SF | FL_AF;
 		return;
+	case ZYDIS_MNEMONIC_VTESTPS: /* OF, SF, AF, PF are cleared, which Zydis does not say */
+	case ZYDIS_MNEMONIC_VTESTPD:
+	case ZYDIS_MNEMONIC_VPTEST:
+	case ZYDIS_MNEMONIC_PTEST:
+		out->flags_killed = FL_STATUS;
+		return;
 	case ZYDIS_MNEMONIC_MOV: /* CR and DR forms: undefined by the manual, unchanged in practice */
 		out->flags_maybe = written;
 		return;
@@ -537,6 +543,8 @@ static void vectors_operand(const ZydisDecodedOperand *op, struct x86_vectors *o
 		n = reg - ZYDIS_REGISTER_YMM0;
 	else if (reg >= ZYDIS_REGISTER_MM0 && reg <= ZYDIS_REGISTER_MM7)
 		out->mmx = true;
+	else if (reg >= ZYDIS_REGISTER_ST0 && reg <= ZYDIS_REGISTER_ST7)
+		out->x87 = true;
 	if (n < 0)
 		return;
 	bool writes = op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;

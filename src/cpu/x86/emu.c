@@ -1,6 +1,7 @@
 /* One step: fetch, dispatch, and what happens around an instruction. Plain moves and operand access. */
 #include "cpu/x86/emu.h"
 
+#include "base/unaligned.h"
 #include "cpu/x86/exec.h"
 
 enum { PAGE = 4096 };
@@ -69,13 +70,13 @@ static inline int load(struct emu *e, const struct x86_insn *in, uint64_t next, 
 		*value = *(const volatile uint8_t *)page.hva;
 		break;
 	case 2:
-		*value = *(const volatile uint16_t *)(const void *)page.hva;
+		*value = unaligned_load16(page.hva);
 		break;
 	case 4:
-		*value = *(const volatile uint32_t *)(const void *)page.hva;
+		*value = unaligned_load32(page.hva);
 		break;
 	default:
-		*value = *(const volatile uint64_t *)(const void *)page.hva;
+		*value = unaligned_load64(page.hva);
 	}
 	return 0;
 }

@@ -329,8 +329,11 @@ static uint8_t fpu_class(const struct x86_insn *in, const struct x86_vectors *v)
 		return FPU_WAIT;
 	if (v->x87)
 		return FPU_X87;
-	if (v->mmx)
-		return vec ? FPU_MIXED : FPU_MMX;
+	if (v->mmx) {
+		/* CVTxPS2PI and the like use MXCSR, also with memory operands. */
+		bool convert = in->map == MAP_0F && (in->opcode == 0x2a || in->opcode == 0x2c || in->opcode == 0x2d);
+		return vec || convert ? FPU_MIXED : FPU_MMX;
+	}
 	return FPU_SSE;
 }
 

@@ -95,10 +95,11 @@ struct x86_rewrite {
 
 /* Re-encode for 64-bit mode into out; returns the length, or -ENOTSUP if it cannot be encoded: AH..DH beside a REX
  * prefix (use x86_high_byte to see it coming), VSIB, or an instruction of 16/32-bit mode that 64-bit mode does not have. 0x67 and segment prefixes are
- * dropped, 0x66/F2/F3/LOCK kept; from 16-bit mode 0x66 is inverted so that the operand size stays. */
+ * dropped, 0x66/F2/F3/LOCK kept (not F2/F3 as mere lock-elision hints or before a register in the opcode); from 16-bit mode 0x66 is inverted so that the operand size stays. */
 int x86_rewrite(const struct x86_insn *in, const struct x86_rewrite *rw, uint8_t out[X86_REWRITE_MAX]);
 
-/* Mask of the explicit operands that are AH, CH, DH or BH: bit 0 for ModRM.reg, bit 1 for ModRM.rm. */
+/* Mask of the explicit operands that are AH, CH, DH or BH: bit 0 for ModRM.reg, bit 1 for ModRM.rm, bit 2 for
+ * the register in the opcode (B4..B7). */
 unsigned x86_high_byte(const struct x86_insn *in);
 
 #endif

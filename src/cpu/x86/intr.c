@@ -124,7 +124,11 @@ static int stack_long(struct emu *e, const struct gate *g, unsigned cpl, uint32_
 {
 	const struct x86_state *s = e->s;
 
-	*st = (struct seg_stack){.ss = s->seg[SREG_SS], .sp = s->gpr[RSP], .mask = ~0ull, .flat64 = true, .system = cpl != 3,
+	*st = (struct seg_stack){.ss = s->seg[SREG_SS],
+				 .sp = s->gpr[RSP],
+				 .mask = ~0ull,
+				 .flat64 = true,
+				 .system = cpl != 3,
 				 .error = ext};
 	if (g->ist) {
 		uint32_t offset = 0x24 + (g->ist - 1) * 8;
@@ -240,7 +244,8 @@ static enum fault_class class_of(uint8_t vector)
 	}
 }
 
-/* Fault-class exceptions push RF set, so that a debug breakpoint at the instruction does not hit again (SDM 3B 17.3.1.1). */
+/* Fault-class exceptions push RF set, so that a debug breakpoint at the instruction does not hit again (SDM
+ * 3B 17.3.1.1). */
 static bool is_fault_class(uint8_t vector)
 {
 	switch (vector) {
@@ -262,7 +267,11 @@ enum emu_result emu_deliver_fault(struct emu *e)
 
 	for (;;) {
 		struct emu_fault f = e->fault;
-		struct event ev = {.vector = f.vector, .has_error = f.has_error, .error = f.error, .rip = s->rip, .rflags = s->rflags};
+		struct event ev = {.vector = f.vector,
+				   .has_error = f.has_error,
+				   .error = f.error,
+				   .rip = s->rip,
+				   .rflags = s->rflags};
 
 		if (is_fault_class(f.vector))
 			ev.rflags |= FL_RF;

@@ -292,7 +292,8 @@ unsigned emu_fetch(struct emu *e, unsigned skip, uint8_t *dst, unsigned want)
 	linear = next_page(e, linear);
 	if (x86_code64(s) && !x86_canonical(linear))
 		return room;
-	/* Perhaps the instruction ends before this page: what cannot be read is not an error yet, and a device is not touched. */
+	/* Perhaps the instruction ends before this page: what cannot be read is not an error yet, and a device is not
+	 * touched. */
 	if (e->ops->translate(e->opaque, linear, MMU_EXEC, user, &page, &error) || !page.hva)
 		return room;
 	memcpy(dst + room, page.hva, want - room);

@@ -122,8 +122,8 @@ static uint32_t walk_levels(struct walk *w, uint64_t table, int level, uint64_t 
 	}
 }
 
-/* PDPTEs have neither rights nor A bits; a real processor keeps them in registers loaded by MOV CR3 (SDM 3A 4.4.1). We read
- * memory at each walk: a guest that changes them without reloading CR3 sees the change early. */
+/* PDPTEs have neither rights nor A bits; a real processor keeps them in registers loaded by MOV CR3 (SDM 3A 4.4.1). We
+ * read memory at each walk: a guest that changes them without reloading CR3 sees the change early. */
 #define PDPTE_RESERVED (BITS(63, X86_PHYS_BITS) | BITS(8, 5) | BITS(2, 1))
 
 static uint32_t walk_pae(struct walk *w, uint64_t gva, uint64_t nx_reserved)
@@ -207,7 +207,8 @@ int mmu_walk(const struct x86_state *s, const struct mmu_mem *mem, uint64_t gva,
 	     struct mmu_result *out, uint32_t *error)
 {
 	if (!(s->cr0 & CR0_PG)) {
-		*out = (struct mmu_result){.gpa = (uint32_t)gva, .page_size = 4096, .writable = true, .user = true, .dirty = true};
+		*out = (struct mmu_result){
+			.gpa = (uint32_t)gva, .page_size = 4096, .writable = true, .user = true, .dirty = true};
 		return 0;
 	}
 	uint64_t nx_reserved = s->efer & EFER_NXE ? 0 : PTE_NX;

@@ -81,7 +81,8 @@ static const struct msr_constant constants[] = {
 	{0x000000ce, 0, false, "PLATFORM_INFO: no turbo, no CPUID faulting"},
 	{0x000000e7, 0, true, "IA32_MPERF: no frequency scaling; probed for presence"},
 	{0x000000e8, 0, true, "IA32_APERF"},
-	{0x000000fe, 0x500 | X86_MTRR_VARIABLE, false, "IA32_MTRRCAP: 8 variable ranges, fixed ranges, write combining"},
+	{0x000000fe, 0x500 | X86_MTRR_VARIABLE, false,
+	 "IA32_MTRRCAP: 8 variable ranges, fixed ranges, write combining"},
 	{0x00000140, 0, true, "MISC_FEATURES_ENABLES: no CPUID faulting, no ring-3 MWAIT"},
 	{0x00000179, 0, false, "IA32_MCG_CAP: no machine-check banks (CPUID has no MCA either)"},
 	{0x0000017a, 0, true, "IA32_MCG_STATUS: no machine check in progress"},
@@ -90,7 +91,8 @@ static const struct msr_constant constants[] = {
 	{0x0000019a, 0, true, "IA32_CLOCK_MODULATION"},
 	{0x0000019b, 0, true, "IA32_THERM_INTERRUPT: never hot"},
 	{0x0000019c, 0, true, "IA32_THERM_STATUS"},
-	{0x000001d9, 0, true, "IA32_DEBUGCTL: Linux reads it in block stepping; branch trace is not there (MISC_ENABLE 11)"},
+	{0x000001d9, 0, true,
+	 "IA32_DEBUGCTL: Linux reads it in block stepping; branch trace is not there (MISC_ENABLE 11)"},
 	{0x00000606, 0, false, "MSR_RAPL_POWER_UNIT: no energy counters; probed by model-independent tools"},
 	/* Performance counters are absent: CPUID 0xa is zero and their MSRs give #GP by being unknown. */
 };
@@ -282,8 +284,8 @@ int emu_wrmsr(struct emu *e, uint32_t index, uint64_t value)
 
 /* --- I/O permission --- */
 
-/* SDM 1 19.5.2: at CPL > IOPL (and always in virtual-8086 mode) every port's bit in the TSS' bitmap must be clear. The two bytes that
- * hold the bits are read at once, and both must be inside the limit. */
+/* SDM 1 19.5.2: at CPL > IOPL (and always in virtual-8086 mode) every port's bit in the TSS' bitmap must be clear. The
+ * two bytes that hold the bits are read at once, and both must be inside the limit. */
 int emu_io_allowed(struct emu *e, uint16_t port, unsigned size)
 {
 	const struct x86_state *s = e->s;

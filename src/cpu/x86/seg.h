@@ -1,5 +1,6 @@
 /*
- * Descriptors, inner stacks and returns: what far transfers (seg.c) and interrupts (intr.c) share. Inside the emulator only.
+ * Descriptors, inner stacks and returns: what far transfers (seg.c) and interrupts (intr.c) share. Inside the emulator
+ * only.
  *
  * Same convention as emu_internal.h: 0, or non-zero with the fault recorded and nothing committed. `ext` is the EXT bit
  * that error codes carry while an event from outside the program is delivered (SDM 3A 6.13).
@@ -11,8 +12,18 @@
 
 /* System descriptor types (SDM 3A table 3-2). */
 enum {
-	DESC_TSS16 = 1, DESC_LDT = 2, DESC_TSS16_BUSY = 3, DESC_CALL16 = 4, DESC_TASK = 5, DESC_INT16 = 6, DESC_TRAP16 = 7,
-	DESC_TSS32 = 9, DESC_TSS32_BUSY = 11, DESC_CALL32 = 12, DESC_INT32 = 14, DESC_TRAP32 = 15,
+	DESC_TSS16 = 1,
+	DESC_LDT = 2,
+	DESC_TSS16_BUSY = 3,
+	DESC_CALL16 = 4,
+	DESC_TASK = 5,
+	DESC_INT16 = 6,
+	DESC_TRAP16 = 7,
+	DESC_TSS32 = 9,
+	DESC_TSS32_BUSY = 11,
+	DESC_CALL32 = 12,
+	DESC_INT32 = 14,
+	DESC_TRAP32 = 15,
 };
 
 struct seg_desc {

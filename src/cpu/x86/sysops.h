@@ -1,6 +1,7 @@
 /*
- * Handlers of system instructions, by file: sysreg.c dispatches, segops.c has those about segments and descriptor tables.
- * Inside the emulator only. A handler returns 0 with rip untouched, or non-zero with a fault recorded and nothing committed.
+ * Handlers of system instructions, by file: sysreg.c dispatches, segops.c has those about segments and descriptor
+ * tables. Inside the emulator only. A handler returns 0 with rip untouched, or non-zero with a fault recorded and
+ * nothing committed.
  */
 #ifndef TRAPLINE_CPU_X86_SYSOPS_H
 #define TRAPLINE_CPU_X86_SYSOPS_H

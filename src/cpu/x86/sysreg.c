@@ -130,8 +130,8 @@ int emu_set_cr4(struct emu *e, uint64_t v)
 		return gp(e);
 	if ((changed & v & CR4_PCIDE) && (!x86_long_mode(s) || (s->cr3 & 0xfff)))
 		return gp(e);
-	if ((changed & (CR4_PAE | CR4_PSE | CR4_PGE | CR4_SMEP)) && (s->cr0 & CR0_PG) && !x86_long_mode(s) && (v & CR4_PAE) &&
-	    mmu_check_pdptes(s, &e->mem, s->cr3))
+	if ((changed & (CR4_PAE | CR4_PSE | CR4_PGE | CR4_SMEP)) && (s->cr0 & CR0_PG) && !x86_long_mode(s) &&
+	    (v & CR4_PAE) && mmu_check_pdptes(s, &e->mem, s->cr3))
 		return gp(e);
 	s->cr4 = v;
 	if (changed & (CR4_PAE | CR4_PSE | CR4_PGE | CR4_SMEP | CR4_PCIDE))
@@ -632,22 +632,9 @@ static sys_handler *const handlers[ZYDIS_MNEMONIC_MAX_VALUE + 1] = {
 	M(POPF) = sys_popf, M(POPFD) = sys_popf, M(POPFQ) = sys_popf,
 	M(HLT) = sys_hlt, M(VMCALL) = sys_vmcall, M(VMMCALL) = sys_vmcall,
 
-	/* Hidden in CPUID: VMX, SVM, SMX, SGX, TSX, SMAP, PKU, XSS, WAITPKG, MONITOR, UINTR and others must not run natively. */
-	M(MONITOR) = sys_undefined, M(MWAIT) = sys_undefined, M(MONITORX) = sys_undefined, M(MWAITX) = sys_undefined,
-	M(UMONITOR) = sys_undefined, M(UMWAIT) = sys_undefined, M(TPAUSE) = sys_undefined,
-	M(CLAC) = sys_undefined, M(STAC) = sys_undefined, M(RSM) = sys_undefined, M(GETSEC) = sys_undefined,
-	M(VMXON) = sys_undefined, M(VMXOFF) = sys_undefined, M(VMCLEAR) = sys_undefined, M(VMPTRLD) = sys_undefined,
-	M(VMPTRST) = sys_undefined, M(VMREAD) = sys_undefined, M(VMWRITE) = sys_undefined, M(VMLAUNCH) = sys_undefined,
-	M(VMRESUME) = sys_undefined, M(VMFUNC) = sys_undefined, M(INVEPT) = sys_undefined, M(INVVPID) = sys_undefined,
-	M(VMRUN) = sys_undefined, M(VMLOAD) = sys_undefined, M(VMSAVE) = sys_undefined, M(CLGI) = sys_undefined,
-	M(STGI) = sys_undefined, M(SKINIT) = sys_undefined, M(INVLPGA) = sys_undefined, M(INVLPGB) = sys_undefined,
-	M(TLBSYNC) = sys_undefined, M(ENCLS) = sys_undefined, M(ENCLU) = sys_undefined, M(ENCLV) = sys_undefined,
-	M(PCONFIG) = sys_undefined, M(RDPKRU) = sys_undefined, M(WRPKRU) = sys_undefined, M(XSAVES) = sys_undefined,
-	M(XSAVES64) = sys_undefined, M(XRSTORS) = sys_undefined, M(XRSTORS64) = sys_undefined, M(XBEGIN) = sys_undefined,
-	M(XEND) = sys_undefined, M(XABORT) = sys_undefined, M(XTEST) = sys_undefined, M(PTWRITE) = sys_undefined,
-	M(RDPRU) = sys_undefined, M(MCOMMIT) = sys_undefined, M(CLUI) = sys_undefined, M(STUI) = sys_undefined,
-	M(TESTUI) = sys_undefined, M(UIRET) = sys_undefined, M(SENDUIPI) = sys_undefined, M(HRESET) = sys_undefined,
-	M(ENQCMD) = sys_undefined, M(ENQCMDS) = sys_undefined, M(CLZERO) = sys_undefined,
+	/* Hidden in CPUID. Whole instruction sets that are hidden (VMX, TSX, PKU, …) do not get past the decoder. */
+	M(MONITOR) = sys_undefined, M(MWAIT) = sys_undefined, M(CLAC) = sys_undefined, M(STAC) = sys_undefined,
+	M(RSM) = sys_undefined,
 };
 
 #undef M

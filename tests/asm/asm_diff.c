@@ -1,0 +1,279 @@
+#include "asm_diff.h"
+
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/time.h>
+#include <unistd.h>
+
+#include "asm_native.h"
+
+/* --- the watch: programs that do not end --- */
+
+static struct asm_vm *volatile watched; /* the machine that runs, for the signal handler */
+
+static void on_alarm(int sig, siginfo_t *info, void *context)
+{
+	(void)sig, (void)info;
+	if (asm_native_expire(context))
+		return;
+	struct asm_vm *m = watched;
+	if (m)
+		asm_vm_expire(m);
+}
+
+static void watch(unsigned ms)
+{
+	struct itimerval t = { .it_value = { ms / 1000, (int)(ms % 1000) * 1000 }, .it_interval = { 0, ms ? 50000 : 0 } };
+
+	setitimer(ITIMER_REAL, &t, NULL);
+}
+
+/* --- engines --- */
+
+int asm_diff_open(struct asm_diff *d, unsigned only, struct error *err)
+{
+	static const struct {
+		const char *name;
+		unsigned debug;
+	} modes[] = {
+		{ "dbt", 0 },
+		{ "dbt one-insn", ACCEL_DEBUG_ONE_INSN },
+		{ "dbt tiny-tlb", ACCEL_DEBUG_TINY_TLB },
+		{ "dbt checks-fail", ACCEL_DEBUG_CHECKS_FAIL },
+		{ "dbt random-flush", ACCEL_DEBUG_RANDOM_FLUSH },
+		{ "dbt poison-flags", ACCEL_DEBUG_POISON_FLAGS },
+		{ "dbt no-chain", ACCEL_DEBUG_NO_CHAIN },
+	};
+	memset(d, 0, sizeof(*d));
+	int r = asm_vm_create(&d->vm[0], "interp", &accel_interp, 0, err);
+	if (r < 0)
+		return r;
+	d->n = 1;
+	for (unsigned i = 0; i < sizeof(modes) / sizeof(modes[0]); i++) {
+		if (only && !(only >> (i + 1) & 1))
+			continue;
+		r = asm_vm_create(&d->vm[d->n], modes[i].name, &accel_dbt, modes[i].debug, err);
+		if (r < 0) {
+			asm_diff_close(d);
+			return r;
+		}
+		d->n++;
+	}
+	struct error why;
+	d->native = asm_native_open(&why) == 0;
+	if (!d->native)
+		fprintf(stderr, "asm: no native runs: %s\n", why.text);
+	struct sigaction sa = { .sa_sigaction = on_alarm, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART };
+	sigfillset(&sa.sa_mask);
+	sigaction(SIGALRM, &sa, NULL);
+	return 0;
+}
+
+void asm_diff_close(struct asm_diff *d)
+{
+	watch(0);
+	signal(SIGALRM, SIG_IGN);
+	for (unsigned i = 0; i < d->n; i++)
+		asm_vm_destroy(&d->vm[i]);
+	if (d->native)
+		asm_native_close();
+	d->n = 0;
+}
+
+/* --- comparing --- */
+
+__attribute__((format(printf, 2, 3))) static void say(struct asm_diff *d, const char *format, ...)
+{
+	size_t n = strlen(d->what);
+	va_list ap;
+
+	va_start(ap, format);
+	vsnprintf(d->what + n, sizeof(d->what) - n, format, ap);
+	va_end(ap);
+}
+
+/* A HLT at CPL 3 ends a program as one at CPL 0 does. */
+static void even_out(struct asm_result *r, const struct asm_program *p)
+{
+	uint64_t at = r->s.rip - p->start;
+
+	if (r->end == ASM_FAULT && r->vector == VEC_GP && r->error == 0 && at < p->len && r->code[at] == 0xf4) {
+		r->end = ASM_HALTED;
+		r->vector = 0;
+		r->s.rip++;
+	}
+}
+
+static const char *const gpr_names[16] = { "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
+					   "r8",  "r9",	 "r10", "r11", "r12", "r13", "r14", "r15" };
+
+static void compare_bytes(struct asm_diff *d, const char *what, const uint8_t *a, const uint8_t *b, unsigned n)
+{
+	if (!memcmp(a, b, n))
+		return;
+	unsigned i = 0, last = n - 1;
+	while (a[i] == b[i])
+		i++;
+	while (a[last] == b[last])
+		last--;
+	say(d, " %s+%#x..%#x: %02x/%02x", what, i, last, a[i], b[i]);
+}
+
+/* Reference against other; empty d->what if they agree. */
+static void compare(struct asm_diff *d, const struct asm_gen *g, const struct asm_program *p, const struct asm_result *a,
+		    const struct asm_result *b, bool native)
+{
+	if (a->end == ASM_TIMEOUT || b->end == ASM_TIMEOUT) {
+		if (a->end != b->end && !native)
+			say(d, " one ends (%d/%d rip %#llx)", a->end, b->end, (unsigned long long)b->s.rip);
+		return;
+	}
+	/* A near branch to an address that is not canonical: the translator faults on arriving there (as some processors do). */
+	if (a->end == ASM_FAULT && b->end == ASM_FAULT && a->vector == VEC_GP && b->vector == VEC_GP && !native &&
+	    !x86_canonical(b->s.rip + asm_base[p->base]))
+		return;
+	/* A host may find an operand misaligned before it finds it in no canonical place. */
+	if (native && a->end == ASM_FAULT && a->vector == VEC_SS && b->vector == VEC_GP)
+		return;
+	if (a->end != b->end || a->vector != b->vector) {
+		say(d, " end %d/%d vector %u/%u (%s / %s)", a->end, b->end, a->vector, b->vector, a->why ? a->why : "", b->why ? b->why : "");
+	} else if (a->end == ASM_FAULT) {
+		/* What a host keeps from us: whether its page tables were filled; its own error codes of other vectors. */
+		uint32_t error = b->error, ref = a->error;
+		uint64_t cr2 = b->cr2;
+		if (native) {
+			ref = p->user ? ref : ref | (a->vector == VEC_PF ? PF_U : 0);
+			error = a->vector == VEC_PF ? (error & ~1u) | (ref & 1) : ref;
+		}
+		if (ref != error)
+			say(d, " error %#x/%#x", ref, error);
+		if (a->cr2 != cr2)
+			say(d, " cr2 %#llx/%#llx", (unsigned long long)a->cr2, (unsigned long long)cr2);
+	}
+	for (unsigned r = 0; r < 16; r++)
+		if (a->s.gpr[r] != b->s.gpr[r])
+			say(d, " %s %#llx/%#llx", gpr_names[r], (unsigned long long)a->s.gpr[r], (unsigned long long)b->s.gpr[r]);
+	if (a->s.rip != b->s.rip)
+		say(d, " rip %#llx/%#llx", (unsigned long long)a->s.rip, (unsigned long long)b->s.rip);
+	uint64_t mask = FL_STATUS | FL_DF | (native ? 0 : FL_IF | FL_IOPL | FL_NT | FL_RF | FL_AC | FL_ID | FL_TF);
+	uint64_t flags = (a->s.rflags ^ b->s.rflags) & mask;
+	if (flags & FL_STATUS)
+		flags &= ~(uint64_t)asm_gen_undefined(g, a->s.rip - (a->end == ASM_HALTED));
+	if (flags & FL_STATUS && a->end == ASM_FAULT && !native)
+		flags &= ~(uint64_t)asm_gen_dead(g, a->s.rip);
+	if (flags)
+		say(d, " flags %#llx/%#llx (%#llx)", (unsigned long long)a->s.rflags, (unsigned long long)b->s.rflags, (unsigned long long)flags);
+	compare_bytes(d, "xsave", a->s.xsave, b->s.xsave, 832);
+	compare_bytes(d, "data", a->data, b->data, ASM_WINDOW);
+	compare_bytes(d, "stack", a->stack, b->stack, ASM_WINDOW);
+	compare_bytes(d, "code", a->code, b->code, p->len);
+	if (a->s.seg[SREG_FS].base != b->s.seg[SREG_FS].base || a->s.seg[SREG_GS].base != b->s.seg[SREG_GS].base)
+		say(d, " fs/gs base");
+	if (native)
+		return;
+	if (a->s.cpl != b->s.cpl || a->s.shadow != b->s.shadow || a->s.kernel_gs_base != b->s.kernel_gs_base)
+		say(d, " cpl, shadow or kernel_gs_base");
+	for (unsigned i = 0; i < SREG_COUNT; i++)
+		if (a->s.seg[i].sel != b->s.seg[i].sel || a->s.seg[i].attr != b->s.seg[i].attr || a->s.seg[i].limit != b->s.seg[i].limit)
+			say(d, " segment %u", i);
+	if (a->s.cr0 != b->s.cr0 || a->s.cr2 != b->s.cr2 || a->s.cr3 != b->s.cr3 || a->s.cr4 != b->s.cr4)
+		say(d, " control registers");
+}
+
+/* Say first who disagrees. */
+static void name_pair(struct asm_diff *d, const char *other)
+{
+	char head[40];
+	int n = snprintf(head, sizeof(head), "interp/%s:", other);
+
+	memmove(d->what + n, d->what, sizeof(d->what) - (size_t)n);
+	memcpy(d->what, head, (size_t)n);
+	d->what[sizeof(d->what) - 1] = 0;
+}
+
+bool asm_diff_run(struct asm_diff *d, const struct asm_gen *g)
+{
+	struct asm_program p;
+	struct asm_result ref, other;
+
+	d->what[0] = 0;
+	if (!asm_gen_assemble(g, &p))
+		return true;
+	d->programs++;
+	for (unsigned i = 0; i < d->n; i++) {
+		struct asm_result *r = i ? &other : &ref;
+		watched = &d->vm[i];
+		watch(i ? 1000 : 300);
+		asm_vm_run(&d->vm[i], &p, r);
+		watch(0);
+		watched = NULL;
+		even_out(r, &p);
+		if (i == 0 && r->end == ASM_TIMEOUT) {
+			d->timeouts++;
+			return true;
+		}
+		if (i == 0 && r->end != ASM_HALTED)
+			d->faults[r->vector & 31]++;
+		if (i)
+			compare(d, g, &p, &ref, &other, false);
+		if (d->what[0]) {
+			name_pair(d, d->vm[i].name);
+			return false;
+		}
+	}
+	if (!d->native || !p.native)
+		return true;
+	d->natives++;
+	watch(1000);
+	asm_native_run(&p, &other);
+	watch(0);
+	even_out(&other, &p);
+	compare(d, g, &p, &ref, &other, true);
+	if (d->what[0]) {
+		name_pair(d, "native");
+		return false;
+	}
+	return true;
+}
+
+void asm_diff_shrink(struct asm_diff *d, struct asm_gen *g)
+{
+	char what[sizeof(d->what)];
+
+	memcpy(what, d->what, sizeof(what));
+	for (bool again = true; again;) {
+		again = false;
+		for (unsigned i = g->n; i-- > 0 && g->n > 1;) {
+			struct asm_gen less = *g;
+			if (g->item[i].flow == FLOW_END)
+				continue;
+			asm_gen_drop(&less, i);
+			if (!asm_gen_valid(&less) || asm_diff_run(d, &less))
+				continue;
+			*g = less;
+			memcpy(what, d->what, sizeof(what));
+			again = true;
+		}
+	}
+	memcpy(d->what, what, sizeof(what));
+}
+
+bool asm_diff_seed(struct asm_diff *d, uint64_t seed)
+{
+	struct asm_gen g;
+	uint64_t h = (seed + 7) * 0xd1342543de82ef95ull;
+	unsigned size = 1 + (unsigned)(h >> 33) % 30, features = (unsigned)(h >> 50) & 3;
+
+	if ((h >> 55) % 4 == 0)
+		features |= ASM_GEN_KERNEL;
+	asm_gen_program(&g, seed, size, features);
+	if (asm_diff_run(d, &g))
+		return true;
+	fprintf(stderr, "asm: seed %llu disagrees: %s\n", (unsigned long long)seed, d->what);
+	asm_diff_shrink(d, &g);
+	fprintf(stderr, "shortened: %s\n", d->what);
+	asm_gen_print(&g, STDERR_FILENO);
+	return false;
+}

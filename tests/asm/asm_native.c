@@ -1,0 +1,217 @@
+#include "asm_native.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/auxv.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#define PAGE 4096u
+
+/* What a signal handler must find; there is one native program at a time. */
+static struct {
+	bool open, running;
+	uint8_t *window; /* code, data and stack windows of the memfd */
+	const struct asm_program *p;
+	uint64_t fs, gs; /* the host's */
+	ucontext_t host; /* where to go on afterwards */
+	uint8_t host_fpu[4096] __attribute__((aligned(64)));
+	struct asm_result *out;
+	struct sigaction old[NSIG];
+} native;
+
+enum { CODE_AT = 0, DATA_AT = ASM_CODE_PAGES * PAGE, STACK_AT = DATA_AT + ASM_WINDOW, TOTAL = STACK_AT + ASM_WINDOW };
+
+static const int signals[] = { SIGSEGV, SIGILL, SIGFPE, SIGBUS, SIGTRAP };
+static const int reg_of[16] = { REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
+				REG_R8,	 REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15 };
+
+static inline void wrfsbase(uint64_t v)
+{
+	__asm__ volatile("wrfsbase %0" : : "r"(v));
+}
+
+static inline void wrgsbase(uint64_t v)
+{
+	__asm__ volatile("wrgsbase %0" : : "r"(v));
+}
+
+static inline uint64_t rdfsbase(void)
+{
+	uint64_t v;
+	__asm__ volatile("rdfsbase %0" : "=r"(v));
+	return v;
+}
+
+static inline uint64_t rdgsbase(void)
+{
+	uint64_t v;
+	__asm__ volatile("rdgsbase %0" : "=r"(v));
+	return v;
+}
+
+/* Bytes of the XSAVE image on the signal frame; without the extended part there is no way to see YMM. */
+#define FRAME_XSAVE 832
+
+static void leave(ucontext_t *uc, enum asm_end end)
+{
+	struct asm_result *out = native.out;
+	greg_t *g = uc->uc_mcontext.gregs;
+
+	for (int i = 0; i < 16; i++)
+		out->s.gpr[i] = (uint64_t)g[reg_of[i]];
+	out->s.rip = (uint64_t)g[REG_RIP] - asm_base[native.p->base];
+	out->s.rflags = (uint64_t)g[REG_EFL];
+	memcpy(out->s.xsave, uc->uc_mcontext.fpregs, FRAME_XSAVE);
+	out->end = end;
+	out->vector = (uint8_t)g[REG_TRAPNO];
+	out->error = (uint32_t)g[REG_ERR];
+	out->cr2 = out->vector == VEC_PF ? (uint64_t)g[REG_CR2] : 0;
+	memcpy(g, native.host.uc_mcontext.gregs, sizeof(native.host.uc_mcontext.gregs));
+	memcpy(uc->uc_mcontext.fpregs, native.host_fpu, FRAME_XSAVE);
+	native.running = false;
+}
+
+static void enter(ucontext_t *uc)
+{
+	const struct asm_program *p = native.p;
+	greg_t *g = uc->uc_mcontext.gregs;
+
+	native.host = *uc;
+	memcpy(native.host_fpu, uc->uc_mcontext.fpregs, FRAME_XSAVE);
+	native.host.uc_mcontext.gregs[REG_RIP] += 2; /* past the UD2 */
+	for (int i = 0; i < 16; i++)
+		g[reg_of[i]] = (greg_t)p->s.gpr[i];
+	g[REG_RIP] = (greg_t)(asm_base[p->base] + p->start);
+	g[REG_EFL] = (greg_t)(p->s.rflags | FL_FIXED | FL_IF);
+	uint8_t *fpu = (uint8_t *)uc->uc_mcontext.fpregs;
+	uint64_t bv = XCR0_SUPPORTED;
+	memcpy(fpu, p->s.xsave, 416);
+	memcpy(fpu + 512, &bv, 8);
+	memcpy(fpu + 576, p->s.xsave + 576, 256);
+	native.running = true;
+}
+
+/* In: the UD2 of asm_native_run. Out: anything that the program raises. The thread pointer is the program's there. */
+__attribute__((optimize("no-stack-protector"))) static void handler(int sig, siginfo_t *info, void *context)
+{
+	uint64_t fs = rdfsbase(), gs = rdgsbase();
+
+	if (native.running) {
+		wrfsbase(native.fs);
+		wrgsbase(native.gs);
+		leave(context, ASM_FAULT);
+		native.out->s.seg[SREG_FS].base = fs;
+		native.out->s.seg[SREG_GS].base = gs;
+		return;
+	}
+	if (native.p && sig == SIGILL) {
+		native.fs = fs;
+		native.gs = gs;
+		enter(context);
+		wrfsbase(native.p->s.seg[SREG_FS].base);
+		wrgsbase(native.p->s.seg[SREG_GS].base);
+		return;
+	}
+	/* Somebody else's. */
+	struct sigaction *old = &native.old[sig];
+	if (old->sa_flags & SA_SIGINFO && old->sa_sigaction)
+		old->sa_sigaction(sig, info, context);
+	else
+		signal(sig, SIG_DFL);
+}
+
+bool asm_native_expire(void *context)
+{
+	uint64_t fs = rdfsbase(), gs = rdgsbase();
+
+	if (!native.running)
+		return false;
+	wrfsbase(native.fs);
+	wrgsbase(native.gs);
+	leave(context, ASM_TIMEOUT);
+	native.out->s.seg[SREG_FS].base = fs;
+	native.out->s.seg[SREG_GS].base = gs;
+	return true;
+}
+
+int asm_native_open(struct error *err)
+{
+	if (!(getauxval(AT_HWCAP2) & 2))
+		return error_set(err, ENOTSUP, "the host kernel does not let programs set the FS base");
+	int fd = memfd_create("asm-native", MFD_CLOEXEC);
+	if (fd < 0 || ftruncate(fd, TOTAL) < 0)
+		return error_set(err, ENOMEM, "cannot create the native program's memory");
+	native.window = mmap(NULL, TOTAL, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (native.window == MAP_FAILED) {
+		close(fd);
+		return error_set(err, ENOMEM, "cannot map the native program's memory");
+	}
+	memset(native.window, 0, TOTAL);
+	struct asm_page page[ASM_PAGES];
+	asm_layout(page);
+	for (unsigned b = 0; asm_base_native(b); b++)
+		for (unsigned i = 0; i < ASM_PAGES; i++) {
+			const struct asm_page *g = &page[i];
+			if (!g->mapped)
+				continue;
+			off_t at = g->gpa - ASM_CODE_GPA;
+			if (g->gpa >= ASM_STACK_GPA)
+				at = g->gpa - ASM_STACK_GPA + STACK_AT;
+			else if (g->gpa >= ASM_DATA_GPA)
+				at = g->gpa - ASM_DATA_GPA + DATA_AT;
+			void *want = (void *)(asm_base[b] + g->off);
+			void *p = mmap(want, PAGE, PROT_READ | (g->writable ? PROT_WRITE : 0) | (g->exec ? PROT_EXEC : 0),
+				       MAP_SHARED | MAP_FIXED_NOREPLACE | MAP_POPULATE, fd, at);
+			if (p != want) {
+				close(fd);
+				return error_set(err, ENOMEM, "the native program's addresses are taken");
+			}
+		}
+	close(fd);
+	stack_t st = { .ss_sp = malloc(65536), .ss_size = 65536 };
+	if (!st.ss_sp || sigaltstack(&st, NULL) < 0)
+		return error_set(err, ENOMEM, "cannot set the signal stack");
+	free(st.ss_sp); /* each run sets it again: others use it too */
+	native.open = true;
+	return 0;
+}
+
+void asm_native_close(void)
+{
+	if (native.open)
+		munmap(native.window, TOTAL);
+	native.open = false;
+}
+
+void asm_native_run(const struct asm_program *p, struct asm_result *out)
+{
+	static uint8_t stack[65536];
+	stack_t st = { .ss_sp = stack, .ss_size = sizeof(stack) }, old_st;
+
+	memset(out, 0, sizeof(*out));
+	memcpy(native.window + CODE_AT + p->start, p->code, p->len);
+	asm_fill(native.window + DATA_AT, p->fill);
+	asm_fill(native.window + STACK_AT, p->fill ^ 0x5555);
+	native.p = p;
+	native.out = out;
+	sigaltstack(&st, &old_st);
+	for (unsigned i = 0; i < sizeof(signals) / sizeof(signals[0]); i++) {
+		struct sigaction sa = { .sa_sigaction = handler, .sa_flags = SA_SIGINFO | SA_ONSTACK };
+		sigfillset(&sa.sa_mask);
+		sigaction(signals[i], &sa, &native.old[signals[i]]);
+	}
+	__asm__ volatile("ud2" : : : "memory", "cc");
+	for (unsigned i = 0; i < sizeof(signals) / sizeof(signals[0]); i++)
+		sigaction(signals[i], &native.old[signals[i]], NULL);
+	if (!(old_st.ss_flags & SS_DISABLE))
+		sigaltstack(&old_st, NULL);
+	native.p = NULL;
+	out->code = native.window + CODE_AT + p->start;
+	out->data = native.window + DATA_AT;
+	out->stack = native.window + STACK_AT;
+	asm_xsave_normalise(out->s.xsave);
+}
