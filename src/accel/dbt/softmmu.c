@@ -347,7 +347,7 @@ uint64_t dbt_help_fill_stack(struct dbt_vcpu *v, uint64_t gva, uint64_t what, ui
 	uint64_t page = gva & PAGE_MASK;
 	struct tlb_entry *e = &v->tlb[user][(page >> 12) & (v->vm->debug & ACCEL_DEBUG_TINY_TLB ? 3 : TLB_SIZE - 1)];
 	if (what & FILL_REFUSE || (gva & (PAGE_SIZE - 1)) + (what >> 16) > PAGE_SIZE ||
-	    (e->nwrite != -page && dbt_fill(v, gva, what >> 16, what & 0x100, user) < 0))
+	    (e->nwrite != -page && dbt_fill(v, gva, what >> 16, what & FILL_WRITE, user) < 0))
 		return ret + 5;
 	if (e->nwrite != -page)
 		return ret + 5; /* only read here: the page is not to become dirty for that, and the window is for stores too */
