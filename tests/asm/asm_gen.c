@@ -550,6 +550,8 @@ static bool accept(struct asm_gen *g, struct asm_item *it, unsigned first, int f
 		return false;
 	if (in.gpr_written & (g->pointers | g->indexes | 1u << RSP) && !one_in(g, 60))
 		return false;
+	if (!g->start.user && in.map == MAP_0F && in.opcode >= 0x20 && in.opcode <= 0x23)
+		return false; /* control and debug registers: made on purpose */
 	/* Bit strings reach where their register says. */
 	bool bit_string = in.has_mem && in.map == MAP_0F && (in.opcode & 0xe7) == 0xa3 && !in.fpu;
 	if (bit_string && !(g->indexes >> in.reg & 1) && !one_in(g, 20))

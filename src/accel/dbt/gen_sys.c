@@ -7,13 +7,6 @@ void gen_sti(struct gen *g, unsigned i)
 {
 	struct code *c = &g->c;
 	e_mov_mem_imm8(c, mem_gs(OFF(iflag)), 1);
-	if (i + 1 == g->b->n) {
-		/* The next block would poll before the instruction in the shadow. */
-		e_mov_mem_imm8(c, mem_gs(OFF(s.shadow)), SHADOW_STI);
-		e_exit_pc(g, g->vm->stub.pc, g->b->insn[i].next);
-		g->ended = true;
-		return;
-	}
 	e_mov_rr(c, T2, H_RCX);
 	e_op_mem(c, 0, 0xb60f, H_RCX, mem_gs(OFF(irq_waiting)));
 	uint8_t *none = e_j8_fwd(c, OP_JRCXZ);
