@@ -527,12 +527,23 @@ static bool verify_end(struct dbt_vcpu *v)
 	return same;
 }
 
+/* Fill the tables that are not empty when zero: on the vCPU's own thread, and only if it ever runs. */
+static void first_run(struct dbt_vcpu *v)
+{
+	for (unsigned i = 0; i < ICACHE_SIZE; i++)
+		v->icache[0][i] = v->icache[1][i] = v->vm->stub.miss;
+	dbt_tlb_reset(v);
+	v->has_run = true;
+}
+
 static int vcpu_run(struct accel_vcpu *vcpu)
 {
 	struct dbt_vcpu *v = &vcpu->v;
 	struct dbt_vm *vm = v->vm;
 	if (dbt_signal_thread(v) < 0 || syscall(SYS_arch_prctl, ARCH_SET_GS, (unsigned long)v) < 0)
 		return -ENOMEM;
+	if (!v->has_run)
+		first_run(v);
 	flags_split(v);
 	int stop = 0;
 	uint32_t from_link = 0;	   /* link to patch when the next block is found */
@@ -762,9 +773,6 @@ static int vcpu_create(struct accel_vcpu **out, struct accel_vm *vm, const struc
 		v->shadow_rsp = dbt_shadow_top(v, 0);
 		v->shadow_other = dbt_shadow_top(v, 1);
 	}
-	for (unsigned i = 0; i < ICACHE_SIZE; i++)
-		v->icache[0][i] = v->icache[1][i] = vm->vm.stub.miss;
-	dbt_tlb_reset(v);
 	if (!v->shadow_base) {
 		vm->vm.vcpu[config->index] = v;
 		vcpu_destroy(vcpu);
@@ -788,7 +796,8 @@ static void get_state(struct accel_vcpu *vcpu, struct x86_state *out)
 static void set_state(struct accel_vcpu *vcpu, const struct x86_state *in)
 {
 	vcpu->v.s = *in;
-	dbt_tlb_reset(&vcpu->v);
+	if (vcpu->v.has_run)
+		dbt_tlb_reset(&vcpu->v);
 }
 
 static void kick(struct accel_vcpu *vcpu)

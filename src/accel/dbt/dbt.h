@@ -157,6 +157,7 @@ struct dbt_vcpu {
 	bool has_huge;
 	uint64_t tlb_gen; /* counts flushes and revoked write tags: a block is resumed in the middle only if unchanged */
 
+	bool has_run;  /* its tables are set up */
 	bool fpu_live; /* the guest's FPU state is in the host registers */
 	bool shadow_reset[2]; /* [a] empty the private stack of supervisor (0) / user (1) code before entering */
 	bool super_local; /* supervisor code was run from a page that is not global */
