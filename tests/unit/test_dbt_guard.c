@@ -108,6 +108,21 @@ PROGRAM(p_calls, "jmp 2f\n"
 		 "call *%rax\n"
 		 "hlt");
 
+/* Where the last x87 instruction was, by XSAVE and by FXSAVE. */
+PROGRAM(p_pointers, "fldl p_pointers + 0x100000(%rip)\n"
+		    "movl $7, %eax\n"
+		    "xorl %edx, %edx\n"
+		    "leaq p_pointers + 0x101000(%rip), %rdi\n"
+		    "andq $-64, %rdi\n"
+		    "xsave64 (%rdi)\n"
+		    "movq 8(%rdi), %rbx\n"
+		    "movq 16(%rdi), %rbp\n"
+		    "fldl p_pointers + 0x100000(%rip)\n"
+		    "fxsave64 (%rdi)\n"
+		    "movq 8(%rdi), %r8\n"
+		    "movq 16(%rdi), %r9\n"
+		    "hlt");
+
 static struct asm_vm interp, dbt;
 
 static int setup(void **state)
@@ -182,6 +197,21 @@ static void test_ts(void **state)
 	compare(p_ts, p_ts_end);
 }
 
+static void test_pointers(void **state)
+{
+	static struct asm_program p;
+	static struct asm_result r;
+
+	(void)state;
+	program(&p, p_pointers, p_pointers_end);
+	asm_vm_run(&dbt, &p, &r);
+	assert_int_equal(r.end, ASM_HALTED);
+	assert_int_equal(r.s.gpr[RBX], 0);
+	assert_int_equal(r.s.gpr[RBP], 0);
+	assert_int_equal(r.s.gpr[R8], 0);
+	assert_int_equal(r.s.gpr[R9], 0);
+}
+
 static void on_alarm(int sig)
 {
 	(void)sig;
@@ -210,6 +240,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_resume, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_user, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_ts, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_pointers, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_calls, setup, teardown),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -40,6 +40,7 @@ void dbt_fpu_save(struct dbt_vcpu *v)
 			 :
 			 : "r"(v->s.xsave), "r"(&mxcsr), "a"(GUEST_XCR0), "d"(0)
 			 : "memory");
+	dbt_fpu_scrub(v, v->s.xsave);
 	v->fpu_live = false;
 }
 

@@ -384,6 +384,7 @@ uint64_t dbt_help_write_cr3(struct dbt_vcpu *v, uint64_t value, uint64_t next, u
 uint64_t dbt_help_xsave(struct dbt_vcpu *v, uint64_t gva, uint64_t pc, uint64_t ret);
 uint64_t dbt_help_xsavec(struct dbt_vcpu *v, uint64_t gva, uint64_t pc, uint64_t ret);
 uint64_t dbt_help_xsaveopt(struct dbt_vcpu *v, uint64_t gva, uint64_t pc, uint64_t ret);
+void dbt_fpu_scrub(const struct dbt_vcpu *v, uint8_t *image);
 uint64_t dbt_help_xrstor(struct dbt_vcpu *v, uint64_t gva, uint64_t pc, uint64_t ret);
 
 /* The private stacks lie in one mapping: guard, supervisor's, guard, user's, guard. Top (empty) rsp of one of them. */

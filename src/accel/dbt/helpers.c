@@ -371,7 +371,15 @@ static uint8_t *xsave_area(struct dbt_vcpu *v, uint64_t gva, bool write)
 	return p;
 }
 
-#define XSAVE_HELPER(name, insn, host)                                                                                   \
+/* The x87 pointers in an XSAVE image name host addresses if the last x87 instruction ran here: not for guests to know. */
+void dbt_fpu_scrub(const struct dbt_vcpu *v, uint8_t *image)
+{
+	uint64_t *pointers = (uint64_t *)(void *)(image + 8); /* images are 64-aligned */
+	if (pointers[0] - (uint64_t)(uintptr_t)v->vm->rx < v->vm->code_size)
+		pointers[0] = pointers[1] = 0;
+}
+
+#define XSAVE_HELPER(name, insn, host)                                                                                 \
 	uint64_t name(struct dbt_vcpu *v, uint64_t gva, uint64_t pc, uint64_t ret)                                     \
 	{                                                                                                              \
 		(void)ret;                                                                                             \
@@ -379,6 +387,7 @@ static uint8_t *xsave_area(struct dbt_vcpu *v, uint64_t gva, bool write)
 		if (!p)                                                                                                \
 			return leave_step(v, pc);                                                                      \
 		__asm__ volatile(insn " (%0)" : : "r"(p), "a"((uint32_t)v->s.gpr[RAX] & 7), "d"(0) : "memory");        \
+		dbt_fpu_scrub(v, p);                                                                                   \
 		return 0;                                                                                              \
 	}
 
