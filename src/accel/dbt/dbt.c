@@ -401,16 +401,44 @@ static int64_t find_block(struct dbt_vcpu *v, uint32_t mode, int *stop)
 			return 0;
 		dbt_token_set(v, &w2, global2);
 	}
-	/* Either we see the page dropped, or dbt_page_invalidate sees our token. */
+	/* Or its page may be invalidated: blocks die first, then tokens are cleared everywhere. Either we see the block dead, or our
+	 * token was there to be cleared. */
 	atomic_thread_fence(memory_order_seq_cst);
-	const volatile struct tb *t = &vm->tb[tb];
-	if (t->dead) {
-		v->token[w.slot] = 0;
+	if (*(volatile uint8_t *)&vm->tb[tb].dead) {
+		__atomic_store_n(&v->token[w.slot], 0, __ATOMIC_RELAXED);
 		if (cross)
-			v->token[w2.slot] = 0;
+			__atomic_store_n(&v->token[w2.slot], 0, __ATOMIC_RELAXED);
 		return -1;
 	}
 	return tb;
+}
+
+/* The forced mode: flushes of all kinds and early exits where none is needed. */
+static void random_flush(struct dbt_vcpu *v)
+{
+	struct dbt_vm *vm = v->vm;
+	v->rng = (v->rng + v->config.index) * 6364136223846793005ull + 1442695040888963407ull;
+	unsigned dice = (unsigned)(v->rng >> 40);
+	if (dice % 8 == 0)
+		__atomic_store_n(&v->exit_req, 1, __ATOMIC_SEQ_CST);
+	if (dice % 32 == 1)
+		dbt_tlb_reset(v);
+	if (dice % 64 == 2)
+		dbt_tlb_flush(v, EMU_FLUSH_SWITCH, 0, 0);
+	if (dice % 64 != 3)
+		return;
+	dbt_fpu_save(v);
+	pthread_mutex_lock(&vm->lock);
+	if (dice % 4096 == 3) {
+		dbt_world_stop(vm, v);
+		dbt_cache_flush(vm);
+		dbt_world_start(vm);
+	} else if (vm->nview > 1) {
+		const struct view *w = &vm->view[1 + (v->rng >> 20) % (vm->nview - 1)];
+		if (!w->dead)
+			dbt_page_invalidate(vm, (uint64_t)dbt_ram_page(vm, w->pa));
+	}
+	pthread_mutex_unlock(&vm->lock);
 }
 
 /* What the exit means, read from the tables while they cannot be flushed: s.rip, exit_mode, exit_stale. */
@@ -444,7 +472,8 @@ static void remember(struct dbt_vcpu *v, const struct tb *t, bool indirect)
 {
 	if (indirect && t->ind && !(v->vm->debug & ACCEL_DEBUG_NO_CHAIN))
 		v->icache[t->mode & MODE_USER][t->pc & 0xffff] = t->ind;
-	v->jump_cache[JUMP_HASH(t->pc)] = (struct jump_cache){ t->pc, t->mode, t->checked };
+	const struct view *w = &v->vm->view[t->view];
+	v->jump_cache[JUMP_HASH(t->pc)] = (struct jump_cache){ t->pc, t->mode, t->checked, w->token, w->slot };
 }
 
 /* Run translated code from `at` until it exits; t is its block, if it was just found. False, with nothing run, if the code cache was
@@ -496,6 +525,8 @@ static int vcpu_run(struct accel_vcpu *vcpu)
 			if (stop)
 				break;
 		}
+		if (vm->debug & ACCEL_DEBUG_RANDOM_FLUSH)
+			random_flush(v);
 		look = __atomic_load_n(&v->exit_req, __ATOMIC_RELAXED);
 		if (must_step(v)) {
 			from_link = 0, from_target = false, extra = 0;

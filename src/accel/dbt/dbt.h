@@ -91,6 +91,7 @@ struct jump_cache {
 	uint64_t pc;
 	uint32_t mode;
 	uint32_t at; /* RX of the block's token check */
+	uint32_t token, slot; /* of its first page */
 };
 
 /* Token slots are 4-way groups, chosen by the virtual page; each view has a slot of its own as long as its group is not over-full. */
@@ -260,6 +261,7 @@ struct dbt_vm {
 	/* Code cache: one memfd, mapped RW and (below 2 GiB) RX. */
 	uint8_t *rw, *rx;
 	size_t code_size, code_used, code_stubs; /* stubs at the start survive flushes */
+	size_t code_trimmed; /* up to here the RW view was unmapped once: what is done is rarely written again */
 	struct {
 		uint32_t enter;		/* C function: void (void) */
 		uint32_t exit;		/* jump here with exit_reason set */
@@ -333,6 +335,8 @@ void dbt_page_invalidate(struct dbt_vm *vm, uint64_t page);
 /* Drop everything; called with the lock held and the world stopped. */
 void dbt_cache_flush(struct dbt_vm *vm);
 bool dbt_cache_full(const struct dbt_vm *vm);
+/* After a block was emitted: give the RW view of code long done back to the host, which counts a page in both views twice. */
+void dbt_cache_trim(struct dbt_vm *vm);
 /* A page is about to hold code: take the write tags away everywhere. self may be NULL. */
 void dbt_page_protect(struct dbt_vm *vm, struct dbt_vcpu *self, uint64_t page);
 /* [gpa, gpa+len) was stored to by something other than translated code. Any thread, no lock held. self: the storing vCPU or NULL. */

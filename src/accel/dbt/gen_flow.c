@@ -93,8 +93,10 @@ void gen_leave(struct gen *g, unsigned i)
 {
 	struct code *c = &g->c;
 	if (g->b->insn[i].acc == ACC_STACK) {
-		e_lea(c, GSP, mem_b(H_RBP, 8));
+		/* The load first: where RBP is not canonical it faults on the host. */
+		e_lea(c, T1, mem_b(H_RBP, 8));
 		e_load(c, H_RBP, mem_bi(H_RBP, STK, 1, 0));
+		e_mov_rr(c, GSP, T1);
 		return;
 	}
 	struct address a = stack_address(RBP, 0);

@@ -73,7 +73,7 @@ static void flush_local(struct dbt_vcpu *v)
 
 static void flush_page(struct dbt_vcpu *v, uint64_t page, uint16_t pcid)
 {
-	unsigned i = (page >> 12) & (TLB_SIZE - 1);
+	unsigned i = (unsigned)(page >> 12) & (v->vm->debug & ACCEL_DEBUG_TINY_TLB ? 3 : TLB_SIZE - 1);
 	for (int u = 0; u < 2; u++) {
 		struct tlb_entry *e = &v->tlb[u][i];
 		if (e->nread == -page || e->nwrite == -page)
@@ -355,8 +355,10 @@ uint64_t dbt_help_fill_stack(struct dbt_vcpu *v, uint64_t gva, uint64_t what, ui
 	uint64_t page = gva & PAGE_MASK;
 	struct tlb_entry *e = &v->tlb[user][(page >> 12) & (v->vm->debug & ACCEL_DEBUG_TINY_TLB ? 3 : TLB_SIZE - 1)];
 	if (what & FILL_REFUSE || (gva & (PAGE_SIZE - 1)) + (what >> 16) > PAGE_SIZE ||
-	    (e->nwrite != -page && dbt_fill(v, gva, what >> 16, true, user) < 0))
+	    (e->nwrite != -page && dbt_fill(v, gva, what >> 16, what & FILL_WRITE, user) < 0))
 		return ret + 5;
+	if (e->nwrite != -page)
+		return ret + 5; /* only read here: the page is not to become dirty for that, and the window is for stores too */
 	v->stack_ntag = -page;
 	v->stack_addend = e->addend;
 	return 0;

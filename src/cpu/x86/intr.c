@@ -330,6 +330,14 @@ int emu_soft_int(struct emu *e, uint8_t vector, uint64_t next)
 	return deliver(e, &ev);
 }
 
+/* INT1: a trap as the debug logic makes it, whatever the gate's DPL (SDM 3A 6.12.1.2). */
+int emu_int1(struct emu *e, uint64_t next)
+{
+	struct event ev = {.vector = VEC_DB, .rip = next, .rflags = e->s->rflags};
+
+	return deliver(e, &ev);
+}
+
 /* --- IRET --- */
 
 /* Flags that IRET at the old CPL may change (SDM 2A IRET). */
