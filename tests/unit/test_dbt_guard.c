@@ -123,6 +123,22 @@ PROGRAM(p_pointers, "fldl p_pointers + 0x100000(%rip)\n"
 		    "movq 16(%rdi), %r9\n"
 		    "hlt");
 
+/* User code that asks for alignment checks, by POPF. */
+PROGRAM(p_align, "pushq $0x2b\n"
+		 "leaq p_align + 0x200800(%rip), %rax\n"
+		 "pushq %rax\n"
+		 "pushq $2\n"
+		 "pushq $0x33\n"
+		 "leaq 4f(%rip), %rcx\n"
+		 "pushq %rcx\n"
+		 "iretq\n"
+		 "4: movl p_align + 0x100001(%rip), %ebx\n"
+		 "pushfq\n"
+		 "orq $0x40000, (%rsp)\n"
+		 "popfq\n"
+		 "movl p_align + 0x100001(%rip), %edx\n"
+		 "hlt");
+
 static struct asm_vm interp, dbt;
 
 static int setup(void **state)
@@ -197,6 +213,12 @@ static void test_ts(void **state)
 	compare(p_ts, p_ts_end);
 }
 
+static void test_align(void **state)
+{
+	(void)state;
+	compare(p_align, p_align_end);
+}
+
 static void test_pointers(void **state)
 {
 	static struct asm_program p;
@@ -240,6 +262,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_resume, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_user, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_ts, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_align, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_pointers, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_calls, setup, teardown),
 	};

@@ -63,7 +63,7 @@ static void flags_split(struct dbt_vcpu *v)
 {
 	v->hflags = v->s.rflags & FL_STATUS;
 	v->iflag = (v->s.rflags & FL_IF) != 0;
-	v->s.rflags &= ~(uint64_t)(FL_STATUS | FL_IF);
+	v->s.rflags &= ~(uint64_t)(FL_STATUS | FL_IF | FL_RF); /* RF: for the stepper's next instruction; nothing here looks at breakpoints */
 }
 
 /* Around everything that uses the emulator or device code. */
@@ -213,7 +213,7 @@ uint32_t dbt_mode(const struct dbt_vcpu *v)
 /* The state cannot run translated: the stepper takes it, an instruction at a time. */
 static bool must_step(const struct dbt_vcpu *v)
 {
-	return !x86_code64(&v->s) || v->s.shadow != SHADOW_NONE || v->s.rflags & FL_TF || !(v->s.cr0 & CR0_PG) ||
+	return !x86_code64(&v->s) || v->s.shadow != SHADOW_NONE || dbt_flags_step(&v->s) || !(v->s.cr0 & CR0_PG) ||
 	       (v->s.cpl != 3 && v->s.cpl != 0);
 }
 

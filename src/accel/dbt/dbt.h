@@ -404,6 +404,11 @@ int dbt_signal_thread(struct dbt_vcpu *v);
 void dbt_signal_thread_done(struct dbt_vcpu *v);
 
 /* --- dbt.c --- */
+/* Flags that only the stepper knows: single steps, and alignment checks in user code. (light) */
+static inline bool dbt_flags_step(const struct x86_state *s)
+{
+	return s->rflags & FL_TF || (s->rflags & FL_AC && s->cpl == 3 && s->cr0 & CR0_AM);
+}
 void dbt_fpu_save(struct dbt_vcpu *v);
 uint32_t dbt_mode(const struct dbt_vcpu *v);
 /* Make shadow_rsp the private stack of the current privilege class, and empty those that a flush made stale. (light) */

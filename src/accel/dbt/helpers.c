@@ -147,7 +147,7 @@ static uint64_t transfer(struct dbt_vcpu *v, uint64_t pc)
 	dbt_shadow_select(v);
 	v->shadow_rsp -= 8;
 	const struct jump_cache *j = &v->jump_cache[JUMP_HASH(pc)];
-	if (j->pc == pc && j->mode == dbt_mode(v) && !(v->s.rflags & FL_TF) && !(v->iflag && v->irq_waiting) &&
+	if (j->pc == pc && j->mode == dbt_mode(v) && !dbt_flags_step(&v->s) && !(v->iflag && v->irq_waiting) &&
 	    v->token[j->slot] == j->token) /* the block's own check may spoil flags that another block at this pc reads */
 		return j->at;
 	v->exit_pc = pc;
@@ -287,7 +287,7 @@ uint64_t dbt_help_popf(struct dbt_vcpu *v, uint64_t next, uint64_t pc, uint64_t 
 	uint64_t flags = (whole_flags(v) & ~mask) | (unaligned_load64(p) & mask);
 	v->s.gpr[RSP] = rsp + 8;
 	set_flags(v, flags);
-	if (!(flags & FL_TF) && !(v->iflag && v->irq_waiting))
+	if (!dbt_flags_step(&v->s) && !(v->iflag && v->irq_waiting))
 		return 0;
 	v->exit_pc = next;
 	v->exit_reason = DBT_EXIT_PC;
