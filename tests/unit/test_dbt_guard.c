@@ -7,6 +7,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/time.h>
 
 #include <cmocka.h>
@@ -139,6 +140,19 @@ PROGRAM(p_align, "pushq $0x2b\n"
 		 "movl p_align + 0x100001(%rip), %edx\n"
 		 "hlt");
 
+/* A check moved before changes of RSP that add up to 4 GiB. */
+PROGRAM(p_far, "pushq %rax\n"
+	       "popq %rax\n"
+	       "jmp 1f\n"
+	       "1: xorl %ebx, %ebx\n"
+	       "leaq -0x40000000(%rsp), %rsp\n"
+	       "leaq -0x40000000(%rsp), %rsp\n"
+	       "leaq -0x40000000(%rsp), %rsp\n"
+	       "leaq -0x40000000(%rsp), %rsp\n"
+	       "movq %rsp, (%rsp)\n"
+	       "setz %cl\n"
+	       "hlt");
+
 static struct asm_vm interp, dbt;
 
 static int setup(void **state)
@@ -219,6 +233,18 @@ static void test_align(void **state)
 	compare(p_align, p_align_end);
 }
 
+static void test_far(void **state)
+{
+	/* What of the host's would be hit: 4 GiB before the stack page. */
+	uint8_t *at = dbt.ram.base + ASM_STACK_GPA + 0x2000 - (1ull << 32);
+	void *host = mmap(at, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+
+	(void)state;
+	compare(p_far, p_far_end);
+	if (host == at)
+		munmap(host, 4096);
+}
+
 static void test_pointers(void **state)
 {
 	static struct asm_program p;
@@ -263,6 +289,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_user, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_ts, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_align, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_far, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_pointers, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_calls, setup, teardown),
 	};
