@@ -390,17 +390,16 @@ static int64_t find_block(struct dbt_vcpu *v, uint32_t mode, int *stop)
 		if (!tb)
 			return 0;
 	}
-	/* The tables may be flushed while we look: then what was read is not to be used. Tokens are never used twice. */
+	/* The tables may be flushed while we look: then what was read is not to be used. */
 	bool cross = vm->tb[tb].cross;
 	struct view w = vm->view[vm->tb[tb].view], w2 = vm->view[vm->tb[tb].view2];
 	if (atomic_load(&vm->flushes) != v->found_gen)
 		return -1;
+	if (cross && dbt_itlb(v, (pc & PAGE_MASK) + PAGE_SIZE, &phys2, &global2, &error) < 0)
+		return 0;
 	dbt_token_set(v, &w, global);
-	if (cross) {
-		if (dbt_itlb(v, (pc & PAGE_MASK) + PAGE_SIZE, &phys2, &global2, &error) < 0)
-			return 0;
+	if (cross)
 		dbt_token_set(v, &w2, global2);
-	}
 	/* Or its page may be invalidated: blocks die first, then tokens are cleared everywhere. Either we see the block dead, or our
 	 * token was there to be cleared. */
 	atomic_thread_fence(memory_order_seq_cst);
@@ -504,6 +503,8 @@ static bool enter(struct dbt_vcpu *v, uint32_t at, const struct tb *t, bool indi
 		resolve_exit(v);
 	}
 	atomic_store_explicit(&v->inside, 0, memory_order_release);
+	if (!valid)
+		dbt_tokens_drop(v); /* one may have been set behind the flush's back */
 	return valid;
 }
 
