@@ -41,6 +41,7 @@ void dbt_fpu_save(struct dbt_vcpu *v)
 			 :
 			 : "r"(v->s.xsave), "r"(&mxcsr), "a"(GUEST_XCR0), "d"(0)
 			 : "memory");
+	dbt_fpu_scrub(v, v->s.xsave);
 	v->fpu_live = false;
 }
 
@@ -63,7 +64,7 @@ static void flags_split(struct dbt_vcpu *v)
 {
 	v->hflags = v->s.rflags & FL_STATUS;
 	v->iflag = (v->s.rflags & FL_IF) != 0;
-	v->s.rflags &= ~(uint64_t)(FL_STATUS | FL_IF);
+	v->s.rflags &= ~(uint64_t)(FL_STATUS | FL_IF | FL_RF); /* RF: for the stepper's next instruction; nothing here looks at breakpoints */
 }
 
 /* Around everything that uses the emulator or device code. */
@@ -213,7 +214,7 @@ uint32_t dbt_mode(const struct dbt_vcpu *v)
 /* The state cannot run translated: the stepper takes it, an instruction at a time. */
 static bool must_step(const struct dbt_vcpu *v)
 {
-	return !x86_code64(&v->s) || v->s.shadow != SHADOW_NONE || v->s.rflags & FL_TF || !(v->s.cr0 & CR0_PG) ||
+	return !x86_code64(&v->s) || v->s.shadow != SHADOW_NONE || dbt_flags_step(&v->s) || !(v->s.cr0 & CR0_PG) ||
 	       (v->s.cpl != 3 && v->s.cpl != 0);
 }
 
@@ -390,17 +391,16 @@ static int64_t find_block(struct dbt_vcpu *v, uint32_t mode, int *stop)
 		if (!tb)
 			return 0;
 	}
-	/* The tables may be flushed while we look: then what was read is not to be used. Tokens are never used twice. */
+	/* The tables may be flushed while we look: then what was read is not to be used. */
 	bool cross = vm->tb[tb].cross;
 	struct view w = vm->view[vm->tb[tb].view], w2 = vm->view[vm->tb[tb].view2];
 	if (atomic_load(&vm->flushes) != v->found_gen)
 		return -1;
+	if (cross && dbt_itlb(v, (pc & PAGE_MASK) + PAGE_SIZE, &phys2, &global2, &error) < 0)
+		return 0;
 	dbt_token_set(v, &w, global);
-	if (cross) {
-		if (dbt_itlb(v, (pc & PAGE_MASK) + PAGE_SIZE, &phys2, &global2, &error) < 0)
-			return 0;
+	if (cross)
 		dbt_token_set(v, &w2, global2);
-	}
 	/* Or its page may be invalidated: blocks die first, then tokens are cleared everywhere. Either we see the block dead, or our
 	 * token was there to be cleared. */
 	atomic_thread_fence(memory_order_seq_cst);
@@ -504,6 +504,8 @@ static bool enter(struct dbt_vcpu *v, uint32_t at, const struct tb *t, bool indi
 		resolve_exit(v);
 	}
 	atomic_store_explicit(&v->inside, 0, memory_order_release);
+	if (!valid)
+		dbt_tokens_drop(v); /* one may have been set behind the flush's back */
 	return valid;
 }
 
