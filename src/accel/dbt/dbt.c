@@ -504,7 +504,7 @@ static int vcpu_run(struct accel_vcpu *vcpu)
 			stop = step(v);
 			if (stop)
 				break;
-			look = look || v->exit_req || v->irq_waiting;
+			look = look || v->exit_req || v->irq_waiting || v->nmi;
 			continue;
 		}
 		uint32_t mode = dbt_mode(v) | extra;
@@ -563,7 +563,7 @@ static int vcpu_run(struct accel_vcpu *vcpu)
 			stop = step(v);
 			if (stop)
 				goto out;
-			if (v->s.halted || v->exit_req || v->irq_waiting) {
+			if (v->s.halted || v->exit_req || v->irq_waiting || v->nmi) { /* an NMI waits for this IRET */
 				look = true;
 			} else if (resume && v->s.rip == v->resume_pc && v->resume_gen == v->tlb_gen && dbt_mode(v) == before &&
 				   !must_step(v)) {
