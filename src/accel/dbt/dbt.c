@@ -205,6 +205,12 @@ uint32_t dbt_mode(const struct dbt_vcpu *v)
 	return mode;
 }
 
+/* What the control registers let code use, as MODE_ bits and whatever the CPL. */
+static uint32_t usable(const struct dbt_vcpu *v)
+{
+	return (dbt_mode(v) & (MODE_FPU | MODE_FSGS)) | (v->s.cr4 & CR4_TSD ? MODE_TSD : 0);
+}
+
 /* The state cannot run translated: the stepper takes it, an instruction at a time. */
 static bool must_step(const struct dbt_vcpu *v)
 {
@@ -508,6 +514,11 @@ static int vcpu_run(struct accel_vcpu *vcpu)
 			continue;
 		}
 		uint32_t mode = dbt_mode(v) | extra;
+		if (usable(v) != v->usable) {
+			/* Returns, chained and remembered indirect targets lead to blocks of the old mode. */
+			v->usable = usable(v);
+			dbt_views_drop(v);
+		}
 		int64_t found = find_block(v, mode, &stop);
 		if (found == -2)
 			break;

@@ -157,6 +157,7 @@ struct dbt_vcpu {
 	bool shadow_reset[2]; /* [a] empty the private stack of supervisor (0) / user (1) code before entering */
 	bool super_local; /* supervisor code was run from a page that is not global */
 	uint8_t shadow_class; /* whose stack shadow_rsp is */
+	uint32_t usable; /* usable() in dbt.c when a block was last looked up */
 	uint64_t resume_pc, resume_gen; /* after a step: if rip is resume_pc and nothing was flushed, enter at resume_at */
 	uint32_t resume_at;
 	uint64_t found_gen; /* vm->flushes when the block to enter was looked up */
@@ -336,6 +337,8 @@ uint32_t dbt_translate(struct dbt_vcpu *v, uint64_t pc, uint64_t phys, uint32_t 
 void dbt_tlb_reset(struct dbt_vcpu *v);
 void dbt_tlb_flush(struct dbt_vcpu *v, enum emu_flush kind, uint64_t gva, uint16_t pcid);
 void dbt_stack_window_drop(struct dbt_vcpu *v);
+/* No block is entered but by the dispatcher until it was looked up again: what blocks assume besides their addresses has changed. */
+void dbt_views_drop(struct dbt_vcpu *v);
 /* Physical address of the instruction at gva. 0, or -1 with *error the page-fault code. */
 int dbt_itlb(struct dbt_vcpu *v, uint64_t gva, uint64_t *gpa, bool *global, uint32_t *error);
 /* Remember that this mapping was checked: the caller has just had it from dbt_itlb. */

@@ -31,6 +31,13 @@ static void clear_tokens(struct dbt_vcpu *v)
 	v->super_local = false;
 }
 
+void dbt_views_drop(struct dbt_vcpu *v)
+{
+	clear_tokens(v);
+	v->shadow_reset[0] = v->shadow_reset[1] = true;
+	v->tlb_gen++;
+}
+
 void dbt_tlb_reset(struct dbt_vcpu *v)
 {
 	clear_l1(v);
