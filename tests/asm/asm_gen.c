@@ -253,7 +253,12 @@ bool asm_gen_assemble(const struct asm_gen *g, struct asm_program *out)
 	if (!flow_undefined(g, undef))
 		return false;
 	*out = g->start;
-	out->native = g->start.user && asm_base_native(g->start.base);
+	/* Unmasked x87 exceptions keep a store from its operand's fault: natively only without. */
+	out->native = g->start.user && asm_base_native(g->start.base) && (g->start.s.xsave[0] & 0x3f) == 0x3f;
+#ifdef __SANITIZE_ADDRESS__
+	/* The sanitizer's shadow is memory where the guest has none: a stray store there would not fault. */
+	out->native = false;
+#endif
 	out->len = item_offsets(g, at) - g->start.start;
 	if (out->len > ASM_PROGRAM_MAX - 16)
 		return false;
@@ -545,6 +550,8 @@ static bool accept(struct asm_gen *g, struct asm_item *it, unsigned first, int f
 		return false;
 	if (in.gpr_written & (g->pointers | g->indexes | 1u << RSP) && !one_in(g, 60))
 		return false;
+	if (!g->start.user && in.map == MAP_0F && in.opcode >= 0x20 && in.opcode <= 0x23)
+		return false; /* control and debug registers: made on purpose */
 	/* Bit strings reach where their register says. */
 	bool bit_string = in.has_mem && in.map == MAP_0F && (in.opcode & 0xe7) == 0xa3 && !in.fpu;
 	if (bit_string && !(g->indexes >> in.reg & 1) && !one_in(g, 20))

@@ -2,7 +2,6 @@
 
 #include <errno.h>
 #include <signal.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/auxv.h>
 #include <sys/mman.h>
@@ -14,6 +13,7 @@
 /* What a signal handler must find; there is one native program at a time. */
 static struct {
 	bool open, running;
+	uint32_t last_start, last_len; /* where code was put */
 	uint8_t *window; /* code, data and stack windows of the memfd */
 	const struct asm_program *p;
 	uint64_t fs, gs; /* the host's */
@@ -151,6 +151,7 @@ int asm_native_open(struct error *err)
 		return error_set(err, ENOMEM, "cannot map the native program's memory");
 	}
 	memset(native.window, 0, TOTAL);
+	memset(native.window + CODE_AT, 0xf4, ASM_CODE_PAGES * PAGE);
 	struct asm_page page[ASM_PAGES];
 	asm_layout(page);
 	for (unsigned b = 0; asm_base_native(b); b++)
@@ -172,10 +173,6 @@ int asm_native_open(struct error *err)
 			}
 		}
 	close(fd);
-	stack_t st = { .ss_sp = malloc(65536), .ss_size = 65536 };
-	if (!st.ss_sp || sigaltstack(&st, NULL) < 0)
-		return error_set(err, ENOMEM, "cannot set the signal stack");
-	free(st.ss_sp); /* each run sets it again: others use it too */
 	native.open = true;
 	return 0;
 }
@@ -193,7 +190,10 @@ void asm_native_run(const struct asm_program *p, struct asm_result *out)
 	stack_t st = { .ss_sp = stack, .ss_size = sizeof(stack) }, old_st;
 
 	memset(out, 0, sizeof(*out));
+	memset(native.window + CODE_AT + native.last_start, 0xf4, native.last_len);
 	memcpy(native.window + CODE_AT + p->start, p->code, p->len);
+	native.last_start = p->start;
+	native.last_len = p->len;
 	asm_fill(native.window + DATA_AT, p->fill);
 	asm_fill(native.window + STACK_AT, p->fill ^ 0x5555);
 	native.p = p;
@@ -207,8 +207,7 @@ void asm_native_run(const struct asm_program *p, struct asm_result *out)
 	__asm__ volatile("ud2" : : : "memory", "cc");
 	for (unsigned i = 0; i < sizeof(signals) / sizeof(signals[0]); i++)
 		sigaction(signals[i], &native.old[signals[i]], NULL);
-	if (!(old_st.ss_flags & SS_DISABLE))
-		sigaltstack(&old_st, NULL);
+	sigaltstack(&old_st, NULL);
 	native.p = NULL;
 	out->code = native.window + CODE_AT + p->start;
 	out->data = native.window + DATA_AT;

@@ -114,6 +114,7 @@ static void put_desc(struct asm_vm *m, unsigned sel, uint32_t base, uint32_t lim
 
 static void build(struct asm_vm *m)
 {
+	memset(m->ram.base + ASM_CODE_GPA, 0xf4, ASM_CODE_PAGES * PAGE);
 	m->cr3 = TABLES;
 	m->tables_end = TABLES + PAGE;
 	for (unsigned gva = GDT; gva <= IST_PAGE; gva += PAGE)
@@ -264,7 +265,13 @@ void asm_vm_run(struct asm_vm *m, const struct asm_program *p, struct asm_result
 	asm_fill(m->ram.base + ASM_STACK_GPA, p->fill ^ 0x5555);
 	ram_written(&m->ram, ASM_DATA_GPA, ASM_WINDOW);
 	ram_written(&m->ram, ASM_STACK_GPA, ASM_WINDOW);
+	if (m->last_len) {
+		memset(m->ram.base + ASM_CODE_GPA + m->last_start, 0xf4, m->last_len);
+		ram_written(&m->ram, ASM_CODE_GPA + m->last_start, m->last_len);
+	}
 	ram_write(&m->ram, ASM_CODE_GPA + p->start, p->code, p->len);
+	m->last_start = p->start;
+	m->last_len = p->len;
 	start_state(m, p, &s);
 	m->expired = false;
 	m->end = ASM_FAILED;

@@ -83,6 +83,7 @@ struct asm_vm {
 	struct accel_vcpu *vcpu;
 	uint64_t cr3;
 	uint32_t tables_end; /* gpa */
+	uint32_t last_start, last_len; /* where code was put; everything else in the code pages is HLT */
 	enum asm_end end;
 	const char *why;
 	volatile bool expired; /* set by asm_vm_expire */

@@ -99,7 +99,7 @@ def test_ctrl_c_goes_to_the_guest(console):
     console.child.send("\x1a")
     console.child.expect("(?i)stopped")
     console.child.expect_exact(PROMPT)
-    assert "kill" in console.command("kill -9 %1; echo kill")
+    assert "kill" in console.command("kill -9 %1; sleep 1; jobs; echo kill")
     console.child.send("exit\r")
     assert console.end() == 0
 

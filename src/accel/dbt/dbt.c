@@ -191,24 +191,22 @@ static void *pte_hva(void *opaque, uint64_t gpa, unsigned size)
 
 /* --- Dispatcher --- */
 
-uint32_t dbt_mode(const struct dbt_vcpu *v)
+/* The mode bits that come from control registers, as user code has them. */
+static uint32_t view_mode(const struct x86_state *s)
 {
-	const struct x86_state *s = &v->s;
-	uint32_t mode = s->cpl == 3 ? MODE_USER : 0;
+	uint32_t mode = s->cr4 & CR4_TSD ? MODE_TSD : 0;
 	if (!(s->cr0 & (CR0_TS | CR0_EM)) && (s->cr4 & (CR4_OSFXSR | CR4_OSXSAVE)) == (CR4_OSFXSR | CR4_OSXSAVE) &&
 	    (s->xcr0 & GUEST_XCR0) == GUEST_XCR0)
 		mode |= MODE_FPU;
-	if (s->cpl == 3 && s->cr4 & CR4_TSD)
-		mode |= MODE_TSD;
 	if (s->cr4 & CR4_FSGSBASE)
 		mode |= MODE_FSGS;
 	return mode;
 }
 
-/* What the control registers let code use, as MODE_ bits and whatever the CPL. */
-static uint32_t usable(const struct dbt_vcpu *v)
+uint32_t dbt_mode(const struct dbt_vcpu *v)
 {
-	return (dbt_mode(v) & (MODE_FPU | MODE_FSGS)) | (v->s.cr4 & CR4_TSD ? MODE_TSD : 0);
+	uint32_t mode = view_mode(&v->s);
+	return v->s.cpl == 3 ? mode | MODE_USER : mode & ~(uint32_t)MODE_TSD;
 }
 
 /* The state cannot run translated: the stepper takes it, an instruction at a time. */
@@ -263,6 +261,9 @@ static int step(struct dbt_vcpu *v)
 		k = 1;
 	v->io_stop = false;
 	heavy_end(v);
+	/* IRET or the end of a shadow: an NMI that had to wait need not any more. */
+	if (atomic_load_explicit(&v->nmi, memory_order_relaxed) && !v->s.nmi_masked)
+		__atomic_store_n(&v->exit_req, 1, __ATOMIC_SEQ_CST);
 	return k;
 }
 
@@ -309,9 +310,12 @@ static int events(struct dbt_vcpu *v)
 					if (k)
 						return k;
 				}
-				/* More may be pending, behind IF now. */
-				if (irq->pending(irq->opaque))
+				/* More may be pending, behind IF now; or not, if that went through a trap gate. */
+				if (irq->pending(irq->opaque)) {
 					v->irq_waiting = 1;
+					if (v->iflag)
+						__atomic_store_n(&v->exit_req, 1, __ATOMIC_SEQ_CST);
+				}
 			} else {
 				v->irq_waiting = 1;
 			}
@@ -337,6 +341,11 @@ static int64_t find_block(struct dbt_vcpu *v, uint32_t mode, int *stop)
 	uint32_t error;
 	bool global;
 	v->found_gen = atomic_load(&vm->flushes);
+	uint32_t view = view_mode(&v->s);
+	if (view != v->view_mode) {
+		v->view_mode = view;
+		dbt_tokens_drop(v);
+	}
 	if (!x86_canonical(pc))
 		return 0;
 	if (dbt_itlb(v, pc, &phys, &global, &error) < 0) {
@@ -456,8 +465,19 @@ static void resolve_exit(struct dbt_vcpu *v)
 	}
 }
 
-/* Run translated code from `at` until it exits. False, with nothing run, if the code cache was flushed since found_gen. */
-static bool enter(struct dbt_vcpu *v, uint32_t at)
+/* Let other blocks and helpers find t from now on: by its address, and if `indirect` by jumps that missed. Only inside: what is read
+ * here of the tables must not outlive a flush, which also empties these caches. */
+static void remember(struct dbt_vcpu *v, const struct tb *t, bool indirect)
+{
+	if (indirect && t->ind && !(v->vm->debug & ACCEL_DEBUG_NO_CHAIN))
+		v->icache[t->mode & MODE_USER][t->pc & 0xffff] = t->ind;
+	const struct view *w = &v->vm->view[t->view];
+	v->jump_cache[JUMP_HASH(t->pc)] = (struct jump_cache){ t->pc, t->mode, t->checked, w->token, w->slot };
+}
+
+/* Run translated code from `at` until it exits; t is its block, if it was just found. False, with nothing run, if the code cache was
+ * flushed since found_gen. */
+static bool enter(struct dbt_vcpu *v, uint32_t at, const struct tb *t, bool indirect)
 {
 	struct dbt_vm *vm = v->vm;
 	dbt_shadow_select(v);
@@ -477,6 +497,8 @@ static bool enter(struct dbt_vcpu *v, uint32_t at)
 	}
 	bool valid = atomic_load_explicit(&vm->flushes, memory_order_relaxed) == v->found_gen;
 	if (valid) {
+		if (t)
+			remember(v, t, indirect);
 		dbt_enter(v);
 		resolve_exit(v);
 	}
@@ -510,15 +532,10 @@ static int vcpu_run(struct accel_vcpu *vcpu)
 			stop = step(v);
 			if (stop)
 				break;
-			look = look || v->exit_req || v->irq_waiting || v->nmi;
+			look = look || v->exit_req || v->irq_waiting;
 			continue;
 		}
 		uint32_t mode = dbt_mode(v) | extra;
-		if (usable(v) != v->usable) {
-			/* Returns, chained and remembered indirect targets lead to blocks of the old mode. */
-			v->usable = usable(v);
-			dbt_views_drop(v);
-		}
 		int64_t found = find_block(v, mode, &stop);
 		if (found == -2)
 			break;
@@ -542,14 +559,12 @@ static int vcpu_run(struct accel_vcpu *vcpu)
 			}
 			pthread_mutex_unlock(&vm->lock);
 		}
-		if (from_target && t->ind && !(vm->debug & ACCEL_DEBUG_NO_CHAIN))
-			v->icache[t->pc & 0xffff] = t->ind;
+		bool indirect = from_target;
 		from_link = 0, from_target = false, extra = 0;
-		v->jump_cache[JUMP_HASH(t->pc)] = (struct jump_cache){ t->pc, t->mode, t->checked };
 		v->trace[v->trace_at++ % 64].pc = v->s.rip;
 		uint32_t at = t->body;
 	resume:
-		if (!enter(v, at))
+		if (!enter(v, at, t, indirect))
 			continue;
 		look = false;
 		extra = v->exit_mode;
@@ -571,14 +586,17 @@ static int vcpu_run(struct accel_vcpu *vcpu)
 			uint32_t resume = v->resume_at;
 			v->resume_at = 0;
 			uint32_t before = dbt_mode(v);
+			uint64_t delivered = v->emu.delivered;
 			stop = step(v);
 			if (stop)
 				goto out;
-			if (v->s.halted || v->exit_req || v->irq_waiting || v->nmi) { /* an NMI waits for this IRET */
+			if (v->s.halted || v->exit_req || v->irq_waiting) {
 				look = true;
 			} else if (resume && v->s.rip == v->resume_pc && v->resume_gen == v->tlb_gen && dbt_mode(v) == before &&
-				   !must_step(v)) {
+				   v->emu.delivered == delivered && !must_step(v)) {
+				/* Not by way of an exception whose handler is the next instruction: RSP would be another. */
 				at = resume;
+				t = NULL;
 				v->found_gen = v->exit_gen;
 				goto resume;
 			}
@@ -643,6 +661,11 @@ static int vm_create(struct accel_vm **out, const struct accel_vm_config *config
 	vm->vm.ram = config->ram;
 	vm->vm.ncpus = config->ncpus;
 	vm->vm.debug = config->debug_flags;
+	unsigned a, b, c, d;
+	if (__get_cpuid_count(0xd, 1, &a, &b, &c, &d)) {
+		vm->vm.host_xsaveopt = a & 1;
+		vm->vm.host_xsavec = a & 2;
+	}
 	pthread_mutex_init(&vm->vm.lock, NULL);
 	pthread_mutex_init(&vm->vm.world, NULL);
 	if (config->ncpus > sizeof(vm->vm.vcpu) / sizeof(vm->vm.vcpu[0]))
@@ -701,12 +724,12 @@ static int vcpu_create(struct accel_vcpu **out, struct accel_vm *vm, const struc
 		mprotect(v->shadow_base + 2 * (PAGE_SIZE + SHADOW_SIZE), PAGE_SIZE, PROT_NONE);
 		for (int u = 0; u < 2; u++)
 			for (int i = 0; i < 8; i++)
-				((uint64_t *)(uintptr_t)dbt_shadow_top(v, u))[i] = vm->vm.stub.ret_underflow;
+				((uint64_t *)(uintptr_t)dbt_shadow_top(v, u))[i] = vm->vm.stub.ret_underflow[u];
 		v->shadow_rsp = dbt_shadow_top(v, 0);
 		v->shadow_other = dbt_shadow_top(v, 1);
 	}
 	for (unsigned i = 0; i < ICACHE_SIZE; i++)
-		v->icache[i] = vm->vm.stub.miss;
+		v->icache[0][i] = v->icache[1][i] = vm->vm.stub.miss;
 	dbt_tlb_reset(v);
 	if (!v->shadow_base) {
 		vm->vm.vcpu[config->index] = v;

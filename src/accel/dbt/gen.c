@@ -39,6 +39,8 @@ void e_link(struct gen *g, int opcode, int cc, uint64_t pc, uint32_t mode, uint6
 {
 	struct code *c = &g->c;
 	uint32_t link = link_new(g, pc, mode, from_pc);
+	if (opcode == 0xe8)
+		g->vm->link[link].backward = true; /* functions that call the next one twice each: 2^n calls, all forward */
 	struct cold *d = cold_new(g, COLD_LINK, insn);
 	d->link = link;
 	if (cc >= 0) {
@@ -130,7 +132,10 @@ static void gen_insn(struct gen *g, unsigned i)
 		e_mov_mem_imm8(&g->c, mem_gs(OFF(iflag)), 0);
 		break;
 	case CLS_STI:
-		gen_sti(g, i);
+		if (i + 1 == g->b->n) /* its shadow reaches into the next block: HLT there must not be overtaken by the interrupt it awaits */
+			gen_step(g, i);
+		else
+			gen_sti(g, i);
 		break;
 	case CLS_SWAPGS:
 		gen_swapgs(g);
@@ -377,13 +382,38 @@ int dbt_generate(struct block *b, uint32_t tb)
 	return 0;
 }
 
+/* rcx = 0 and go on if the view's token is set, else leave with DBT_EXIT_TOKEN; rcx is in T2. Flags are kept: whoever has the page now
+ * may read them. */
+static void e_expect_view(struct code *c, const struct dbt_vm *vm, const struct tb *t, uint32_t view)
+{
+	const struct view *w = &vm->view[view];
+	e_load32(c, H_RCX, mem_gs(OFF(token) + 4 * w->slot));
+	e_op_mem(c, 0, 0x8d, H_RCX, mem_b(H_RCX, (int32_t)-w->token)); /* lea ecx, [rcx - token] */
+	uint8_t *ok = e_j8_fwd(c, OP_JRCXZ);
+	e_mov_rr(c, H_RCX, T2);
+	e_mov_mem_imm32(c, mem_gs(OFF(exit_arg)), (uint32_t)(t - vm->tb));
+	e_jmp(c, vm->stub.token);
+	e_patch8(c, ok);
+}
+
+/* The target in T1 is only known to have the low 16 bits of the block's pc, and the page may be another block's now: so unlike at
+ * the entry for direct links, whose code says that flags are dead, they are kept until the block is known to be the right one. */
 uint32_t dbt_ind_thunk(struct dbt_vm *vm, struct tb *t)
 {
-	struct code code = { .p = vm->rw + vm->code_used, .end = vm->rw + vm->code_size, .rx_delta = vm->rx - vm->rw };
-	e_align(&code, 16, 0);
-	uint32_t at = code_rx(&code);
-	e_expect_pc(&code, t->pc, vm->stub.miss);
-	e_jmp(&code, t->checked);
+	struct code code = { .p = vm->rw + vm->code_used, .end = vm->rw + vm->code_size, .rx_delta = vm->rx - vm->rw }, *c = &code;
+	e_align(c, 16, 0);
+	uint32_t at = code_rx(c);
+	e_mov_rr(c, T2, H_RCX);
+	e_sub_pc(c, t->pc);
+	uint8_t *ok = e_j8_fwd(c, OP_JRCXZ);
+	e_mov_rr(c, H_RCX, T2);
+	e_jmp(c, vm->stub.miss);
+	e_patch8(c, ok);
+	e_expect_view(c, vm, t, t->view);
+	if (t->cross)
+		e_expect_view(c, vm, t, t->view2);
+	e_mov_rr(c, H_RCX, T2);
+	e_jmp(c, t->poll);
 	if (code.overflow)
 		return 0;
 	vm->code_used = (size_t)(code.p - vm->rw);

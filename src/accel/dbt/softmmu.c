@@ -31,13 +31,6 @@ static void clear_tokens(struct dbt_vcpu *v)
 	v->super_local = false;
 }
 
-void dbt_views_drop(struct dbt_vcpu *v)
-{
-	clear_tokens(v);
-	v->shadow_reset[0] = v->shadow_reset[1] = true;
-	v->tlb_gen++;
-}
-
 void dbt_tlb_reset(struct dbt_vcpu *v)
 {
 	clear_l1(v);
@@ -217,11 +210,13 @@ static uint8_t *fill_l1(struct dbt_vcpu *v, uint64_t gva, bool user, uint64_t gp
 	if (mmu_allowed(&v->s, &r, MMU_READ, user))
 		e->nread = -page;
 	if (flags & T2_DIRTY && mmu_allowed(&v->s, &r, MMU_WRITE, user)) {
-		if (!(atomic_load_explicit(&vm->page_state[ram_page], memory_order_relaxed) & PAGE_WTAG))
-			atomic_fetch_or(&vm->page_state[ram_page], PAGE_WTAG);
 		__atomic_store_n(&e->nwrite, -page, __ATOMIC_SEQ_CST);
-		/* Either we see the page turned code, or dbt_page_protect sees our tag. */
-		if (atomic_load(&vm->page_state[ram_page]) & PAGE_CODE)
+		/* Either we see the page turned code, or dbt_page_protect sees our tag: so PAGE_WTAG must be seen set, or be set, behind the
+		 * tag. */
+		uint8_t state = atomic_load(&vm->page_state[ram_page]);
+		if (!(state & PAGE_WTAG))
+			state = atomic_fetch_or(&vm->page_state[ram_page], PAGE_WTAG);
+		if (state & PAGE_CODE)
 			__atomic_store_n(&e->nwrite, tlb_none(i), __ATOMIC_SEQ_CST);
 	}
 	if (!(flags & T2_GLOBAL)) {
@@ -303,6 +298,12 @@ int dbt_itlb(struct dbt_vcpu *v, uint64_t gva, uint64_t *gpa, bool *global, uint
 	*gpa = page | (gva & (PAGE_SIZE - 1));
 	*global = e->global;
 	return 0;
+}
+
+void dbt_tokens_drop(struct dbt_vcpu *v)
+{
+	clear_tokens(v);
+	v->shadow_reset[0] = v->shadow_reset[1] = true;
 }
 
 void dbt_token_set(struct dbt_vcpu *v, const struct view *w, bool global)

@@ -465,6 +465,12 @@ static int decode_status(ZyanStatus status, unsigned n)
 	return status == ZYDIS_STATUS_NO_MORE_DATA && n < ZYDIS_MAX_INSTRUCTION_LENGTH ? -ENODATA : -EILSEQ;
 }
 
+/* D8..DF: x87, whichever processor brought the instruction (FCOMI is the Pentium Pro's). */
+static bool is_escape(const struct x86_insn *in)
+{
+	return in->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && in->map == MAP_1BYTE && (in->opcode & 0xf8) == 0xd8;
+}
+
 int x86_decode(const uint8_t *bytes, unsigned n, enum x86_mode mode, struct x86_insn *out)
 {
 	ZydisDecoderContext context;
@@ -514,7 +520,7 @@ int x86_decode(const uint8_t *bytes, unsigned n, enum x86_mode mode, struct x86_
 	out->imm_off = out->imm_len ? zi.raw.imm[0].offset : 0;
 	out->imm = zi.raw.imm[0].value.s;
 	out->imm2 = zi.raw.imm[1].value.u;
-	out->fpu = (isa & ISA_FPU) && !insn_is_integer(zi.mnemonic);
+	out->fpu = ((isa & ISA_FPU) && !insn_is_integer(zi.mnemonic)) || is_escape(out);
 
 	decode_operands(&zi, ops, out);
 	decode_fixup(out);

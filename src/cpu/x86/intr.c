@@ -216,8 +216,10 @@ static int deliver(struct emu *e, const struct event *ev)
 {
 	int r = x86_protected(e->s) ? deliver_protected(e, ev) : deliver_real(e, ev);
 
-	if (!r)
+	if (!r) {
 		e->s->shadow = SHADOW_NONE;
+		e->delivered++;
+	}
 	return r;
 }
 

@@ -72,6 +72,8 @@ static uint64_t page_run(struct emu *e, const struct string *t, enum x86_sreg se
 	uint64_t fit = (PAGE - (linear & (PAGE - 1))) / t->size;
 	if (n > fit)
 		n = fit;
+	if (n < 2) /* none at all where the first element crosses the page */
+		return 0;
 	/* Up to where the offset wraps. */
 	uint64_t wrap = size_mask(t->addrsize) - offset;
 	if (t->addrsize != 8 && n * t->size - 1 > wrap)
@@ -355,9 +357,13 @@ static int repeat(struct emu *e, const struct string *t, string_op op, bool comp
 static int run_string(struct emu *e, const struct exec_entry *x, string_op op, bool compares)
 {
 	struct string t = string_begin(e, &x->insn);
-	uint64_t one = 1;
+	uint64_t one = 1, flags = e->s->rflags;
+	int r = t.rep ? repeat(e, &t, op, compares) : op(e, &t, &one);
 
-	return t.rep ? repeat(e, &t, op, compares) : op(e, &t, &one);
+	/* A fault in the middle of a comparison: the flags are those before it (SDM 2B REP). */
+	if (compares && r == EMU_FAULT)
+		e->s->rflags = flags;
+	return r;
 }
 
 static int run_movs(struct emu *e, const struct exec_entry *x, uint64_t next)
