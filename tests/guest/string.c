@@ -65,6 +65,7 @@ static bool simulate(struct frame *f, enum op op, unsigned size, bool rep, bool 
 {
 	long step = f->rflags & F_DF ? -(long)size : (long)size;
 	bool compares = op == CMPS || op == SCAS;
+	u64 rflags = f->rflags;
 	while (!rep || f->rcx) {
 		u64 a = 0, bad = 0;
 		bool w = false;
@@ -75,6 +76,7 @@ static bool simulate(struct frame *f, enum op op, unsigned size, bool rep, bool 
 			bad = fault_at(f->rdi, size, w, bad_page, readonly);
 		}
 		if (bad) {
+			f->rflags = rflags; /* SDM 2B REP: as before the instruction */
 			f->cr2 = bad;
 			f->vector = PF;
 			f->error = (w ? PF_W : 0) | (readonly && w ? PF_P : 0) | (f->cs == UCODE ? PF_U : 0);
