@@ -318,8 +318,11 @@ uint64_t dbt_help_write_gs(struct dbt_vcpu *v, uint64_t value, uint64_t pc, uint
 uint64_t dbt_help_cpuid(struct dbt_vcpu *v, uint64_t unused, uint64_t pc, uint64_t ret)
 {
 	(void)unused;
-	(void)pc;
 	(void)ret;
+	/* It serializes: code that another processor has changed before now must be what runs next, even in this block. Whoever changed
+	 * it asked us to leave. */
+	if (__atomic_load_n(&v->exit_req, __ATOMIC_ACQUIRE))
+		return leave_step(v, pc);
 	uint32_t out[4];
 	x86_cpuid(v->config.cpuid, &v->s, (uint32_t)v->s.gpr[RAX], (uint32_t)v->s.gpr[RCX], out);
 	v->s.gpr[RAX] = out[0];
