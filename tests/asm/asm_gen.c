@@ -341,6 +341,19 @@ static uint16_t live_from(const struct asm_gen *g, unsigned i, unsigned from, ui
 	return live;
 }
 
+static bool is_boundary(const struct asm_item *it, unsigned off)
+{
+	unsigned at = 0;
+
+	while (at < off) {
+		struct x86_insn in;
+		if (x86_decode(it->bytes + at, it->len - at, X86_MODE_64, &in) < 0)
+			return false;
+		at += in.len;
+	}
+	return at == off;
+}
+
 uint16_t asm_gen_dead(const struct asm_gen *g, uint64_t rip)
 {
 	uint32_t at[ASM_ITEMS + 1];
@@ -348,7 +361,9 @@ uint16_t asm_gen_dead(const struct asm_gen *g, uint64_t rip)
 
 	item_offsets(g, at);
 	for (unsigned i = 0; i < g->n; i++)
-		if (rip >= at[i] && rip < at[i + 1])
+		if (rip >= at[i] && rip < at[i + 1] && !is_boundary(&g->item[i], (unsigned)(rip - at[i])))
+			return FL_STATUS; /* a wild jump into an instruction: nobody knows */
+		else if (rip >= at[i] && rip < at[i + 1])
 			return (uint16_t)(FL_STATUS & ~live_from(g, i, (unsigned)(rip - at[i]), FL_STATUS, seen));
 	return 0;
 }

@@ -117,8 +117,11 @@ static void build(struct asm_vm *m)
 	memset(m->ram.base + ASM_CODE_GPA, 0xf4, ASM_CODE_PAGES * PAGE);
 	m->cr3 = TABLES;
 	m->tables_end = TABLES + PAGE;
-	for (unsigned gva = GDT; gva <= IST_PAGE; gva += PAGE)
-		put(m, pte_at(m, gva), 8, gva | PTE_P | PTE_W | PTE_A | PTE_D);
+	static const unsigned system[] = { GDT, IDT, TSS, HANDLERS, IST_PAGE };
+	for (unsigned i = 0; i < sizeof(system) / sizeof(system[0]); i++) {
+		unsigned gva = system[i];
+		put(m, pte_at(m, gva), 8, gva | (gva == HANDLERS ? 0 : PTE_NX) | PTE_P | PTE_A | (gva == IST_PAGE ? PTE_W | PTE_D : 0)); /* no program shall break them */
+	}
 	for (unsigned b = 0; b < ASM_BASES; b++)
 		map_program(m, b, false);
 	put_desc(m, SEL_KCODE, 0, 0xfffff, ATTR_CODE);

@@ -195,6 +195,8 @@ static void plan_groups(struct block *b)
 		unsigned members = 1, last = i;
 		uint64_t member_mask = 1ull << i;
 		bool constant = g->ea.base < 0 && g->ea.index < 0 && g->ea.seg == SREG_DS;
+		if (constant && ((uint64_t)lo ^ (uint64_t)(hi - 1)) & PAGE_MASK)
+			continue; /* a constant's check looks at one page */
 		for (unsigned j = i; j + 1 < b->n; j++) {
 			struct block_insn *prev = &b->insn[j], *h = &b->insn[j + 1];
 			if (changes(prev, regs, g->ea.seg) || h->cls == CLS_BITSTRING)
