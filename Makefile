@@ -42,7 +42,8 @@ fuzz: build
 asan:
 	@scripts/build.sh build-asan -Db_sanitize=address,undefined -Db_lundef=false
 	@scripts/deps.sh test
-	@/usr/bin/python3 scripts/test.py --build build-asan $(if $(TESTS),-k "$(TESTS)")
+	@TRAPLINE_TEST_SLOW=$${TRAPLINE_TEST_SLOW:-4} UBSAN_OPTIONS=print_stacktrace=1 \
+		/usr/bin/python3 scripts/test.py --build build-asan $(if $(TESTS),-k "$(TESTS)")
 
 install: build
 	@meson configure $(BUILD) -Dprefix=$(PREFIX)

@@ -2,6 +2,9 @@
 
 static uint64_t tsc_hz;   /* [I] after clock_init */
 static uint64_t tsc_base; /* [I] TSC value that clock_ns() calls 0 */
+static uint64_t first_tsc, first_ns; /* [I] after clock_start */
+
+#define SAMPLE_APART_NS 2000000ull
 
 static uint64_t monotonic_raw_ns(void)
 {
@@ -26,18 +29,26 @@ static void sample(uint64_t *tsc, uint64_t *ns)
 	}
 }
 
+void clock_start(void)
+{
+	if (!first_tsc)
+		sample(&first_tsc, &first_ns);
+}
+
 void clock_init(void)
 {
 	if (tsc_hz)
 		return;
-	uint64_t t0, n0, t1, n1;
-	sample(&t0, &n0);
-	struct timespec wait = { .tv_nsec = 2000000 };
-	nanosleep(&wait, 0);
-	sample(&t1, &n1);
-	tsc_base = t0;
+	clock_start();
+	uint64_t tsc, ns, passed = monotonic_raw_ns() - first_ns;
+	if (passed < SAMPLE_APART_NS) {
+		struct timespec wait = { .tv_nsec = (long)(SAMPLE_APART_NS - passed) };
+		nanosleep(&wait, 0);
+	}
+	sample(&tsc, &ns);
+	tsc_base = first_tsc;
 	/* Round to a kHz: that is the precision guests are told it in. */
-	tsc_hz = clock_muldiv(t1 - t0, NS_PER_SEC, n1 - n0) / 1000 * 1000;
+	tsc_hz = clock_muldiv(tsc - first_tsc, NS_PER_SEC, ns - first_ns) / 1000 * 1000;
 }
 
 uint64_t clock_tsc_hz(void)

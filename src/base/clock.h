@@ -14,7 +14,10 @@
 
 #define NS_PER_SEC 1000000000ull
 
-/* Measure the TSC against CLOCK_MONOTONIC (about 2 ms). Idempotent; main calls it before any VM exists. */
+/* Measure the TSC against CLOCK_MONOTONIC_RAW: two looks, 2 ms or more apart. clock_start takes the first; clock_init waits for what
+ * is left of the 2 ms and takes the second, so between them is room for other work. Both idempotent, on one thread, before any VM
+ * exists; clock_init alone will do. */
+void clock_start(void);
 void clock_init(void);
 
 /* Host TSC frequency in Hz. */

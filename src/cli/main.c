@@ -30,7 +30,7 @@ static int command_run(int argc, char **argv)
 		options_print_help(stdout);
 		return 0;
 	}
-	clock_init();
+	clock_start(); /* machine_create finishes it */
 	return run_vm(&options);
 }
 

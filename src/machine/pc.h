@@ -5,7 +5,7 @@
  * on one thread (the main one); machine_run serves the event loop there and starts one thread a vCPU. machine_stop may be
  * called from any thread. Two machines can live in one process.
  * Promises: machine_create either builds everything or leaves nothing behind (no file, thread or terminal mode), with
- * one sentence in err that names the option and the remedy. clock_init() has been called before.
+ * one sentence in err that names the option and the remedy. It calls clock_init(); clock_start() before saves its wait.
  */
 #ifndef TRAPLINE_MACHINE_PC_H
 #define TRAPLINE_MACHINE_PC_H

@@ -10,7 +10,7 @@
 #include "asm_native.h"
 #include "cpu/x86/insn.h"
 
-/* --- the watch: programs that do not end --- */
+/* --- the watch: programs that do not end; processor time, as the machine may be busy --- */
 
 static struct asm_vm *volatile watched; /* the machine that runs, for the signal handler */
 
@@ -28,7 +28,7 @@ static void watch(unsigned ms)
 {
 	struct itimerval t = { .it_value = { ms / 1000, (int)(ms % 1000) * 1000 }, .it_interval = { 0, ms ? 50000 : 0 } };
 
-	setitimer(ITIMER_REAL, &t, NULL);
+	setitimer(ITIMER_PROF, &t, NULL);
 }
 
 /* --- engines --- */
@@ -68,14 +68,14 @@ int asm_diff_open(struct asm_diff *d, unsigned only, struct error *err)
 		fprintf(stderr, "asm: no native runs: %s\n", why.text);
 	struct sigaction sa = { .sa_sigaction = on_alarm, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART };
 	sigfillset(&sa.sa_mask);
-	sigaction(SIGALRM, &sa, NULL);
+	sigaction(SIGPROF, &sa, NULL);
 	return 0;
 }
 
 void asm_diff_close(struct asm_diff *d)
 {
 	watch(0);
-	signal(SIGALRM, SIG_IGN);
+	signal(SIGPROF, SIG_IGN);
 	for (unsigned i = 0; i < d->n; i++)
 		asm_vm_destroy(&d->vm[i]);
 	if (d->native)

@@ -255,6 +255,10 @@ bool asm_gen_assemble(const struct asm_gen *g, struct asm_program *out)
 	*out = g->start;
 	/* Unmasked x87 exceptions keep a store from its operand's fault: natively only without. */
 	out->native = g->start.user && asm_base_native(g->start.base) && (g->start.s.xsave[0] & 0x3f) == 0x3f;
+#ifdef __SANITIZE_ADDRESS__
+	/* The sanitizer's shadow is memory where the guest has none: a stray store there would not fault. */
+	out->native = false;
+#endif
 	out->len = item_offsets(g, at) - g->start.start;
 	if (out->len > ASM_PROGRAM_MAX - 16)
 		return false;

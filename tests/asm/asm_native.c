@@ -2,7 +2,6 @@
 
 #include <errno.h>
 #include <signal.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/auxv.h>
 #include <sys/mman.h>
@@ -174,10 +173,6 @@ int asm_native_open(struct error *err)
 			}
 		}
 	close(fd);
-	stack_t st = { .ss_sp = malloc(65536), .ss_size = 65536 };
-	if (!st.ss_sp || sigaltstack(&st, NULL) < 0)
-		return error_set(err, ENOMEM, "cannot set the signal stack");
-	free(st.ss_sp); /* each run sets it again: others use it too */
 	native.open = true;
 	return 0;
 }
@@ -212,8 +207,7 @@ void asm_native_run(const struct asm_program *p, struct asm_result *out)
 	__asm__ volatile("ud2" : : : "memory", "cc");
 	for (unsigned i = 0; i < sizeof(signals) / sizeof(signals[0]); i++)
 		sigaction(signals[i], &native.old[signals[i]], NULL);
-	if (!(old_st.ss_flags & SS_DISABLE))
-		sigaltstack(&old_st, NULL);
+	sigaltstack(&old_st, NULL);
 	native.p = NULL;
 	out->code = native.window + CODE_AT + p->start;
 	out->data = native.window + DATA_AT;

@@ -13,6 +13,9 @@
  */
 enum { BYTES_PER_TB = 96, BYTES_PER_LINK = 40, BYTES_PER_META = 8 };
 
+/* The RW view keeps this much behind the end of the code mapped, or twice that. */
+#define TRIM_STEP (4u << 20)
+
 static void *reserve(size_t bytes)
 {
 	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -280,6 +283,7 @@ void dbt_cache_flush(struct dbt_vm *vm)
 	vm->ntb = vm->nlink = vm->nview = 1;
 	vm->nmeta = 0;
 	vm->code_used = vm->code_stubs;
+	vm->code_trimmed = 0;
 	memset(vm->view_hash, 0, sizeof(vm->view_hash));
 	for (unsigned i = 0; i < 1u << TB_HASH_BITS; i++)
 		atomic_store_explicit(&vm->tb_hash[i], 0, memory_order_relaxed);
@@ -290,12 +294,22 @@ void dbt_cache_flush(struct dbt_vm *vm)
 		memset(v->token, 0, sizeof(v->token));
 		v->token_count = 0;
 		for (unsigned i = 0; i < ICACHE_SIZE; i++)
-			v->icache[i] = vm->stub.miss;
+			v->icache[0][i] = v->icache[1][i] = vm->stub.miss;
 		memset(v->jump_cache, 0, sizeof(v->jump_cache));
 		v->shadow_reset[0] = v->shadow_reset[1] = true;
 		v->tlb_gen++;
 	}
 	vm->flushes++;
+}
+
+void dbt_cache_trim(struct dbt_vm *vm)
+{
+	size_t behind = vm->code_used - vm->code_trimmed;
+	if (behind < 2 * TRIM_STEP)
+		return;
+	/* The pages stay in the memfd, where RX sees them; patching a link there maps its page again. */
+	madvise(vm->rw + vm->code_trimmed, TRIM_STEP, MADV_DONTNEED);
+	vm->code_trimmed += TRIM_STEP;
 }
 
 bool dbt_cache_full(const struct dbt_vm *vm)

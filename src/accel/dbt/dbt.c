@@ -191,18 +191,22 @@ static void *pte_hva(void *opaque, uint64_t gpa, unsigned size)
 
 /* --- Dispatcher --- */
 
-uint32_t dbt_mode(const struct dbt_vcpu *v)
+/* The mode bits that come from control registers, as user code has them. */
+static uint32_t view_mode(const struct x86_state *s)
 {
-	const struct x86_state *s = &v->s;
-	uint32_t mode = s->cpl == 3 ? MODE_USER : 0;
+	uint32_t mode = s->cr4 & CR4_TSD ? MODE_TSD : 0;
 	if (!(s->cr0 & (CR0_TS | CR0_EM)) && (s->cr4 & (CR4_OSFXSR | CR4_OSXSAVE)) == (CR4_OSFXSR | CR4_OSXSAVE) &&
 	    (s->xcr0 & GUEST_XCR0) == GUEST_XCR0)
 		mode |= MODE_FPU;
-	if (s->cpl == 3 && s->cr4 & CR4_TSD)
-		mode |= MODE_TSD;
 	if (s->cr4 & CR4_FSGSBASE)
 		mode |= MODE_FSGS;
 	return mode;
+}
+
+uint32_t dbt_mode(const struct dbt_vcpu *v)
+{
+	uint32_t mode = view_mode(&v->s);
+	return v->s.cpl == 3 ? mode | MODE_USER : mode & ~(uint32_t)MODE_TSD;
 }
 
 /* The state cannot run translated: the stepper takes it, an instruction at a time. */
@@ -257,6 +261,9 @@ static int step(struct dbt_vcpu *v)
 		k = 1;
 	v->io_stop = false;
 	heavy_end(v);
+	/* IRET or the end of a shadow: an NMI that had to wait need not any more. */
+	if (atomic_load_explicit(&v->nmi, memory_order_relaxed) && !v->s.nmi_masked)
+		__atomic_store_n(&v->exit_req, 1, __ATOMIC_SEQ_CST);
 	return k;
 }
 
@@ -303,9 +310,12 @@ static int events(struct dbt_vcpu *v)
 					if (k)
 						return k;
 				}
-				/* More may be pending, behind IF now. */
-				if (irq->pending(irq->opaque))
+				/* More may be pending, behind IF now; or not, if that went through a trap gate. */
+				if (irq->pending(irq->opaque)) {
 					v->irq_waiting = 1;
+					if (v->iflag)
+						__atomic_store_n(&v->exit_req, 1, __ATOMIC_SEQ_CST);
+				}
 			} else {
 				v->irq_waiting = 1;
 			}
@@ -331,6 +341,11 @@ static int64_t find_block(struct dbt_vcpu *v, uint32_t mode, int *stop)
 	uint32_t error;
 	bool global;
 	v->found_gen = atomic_load(&vm->flushes);
+	uint32_t view = view_mode(&v->s);
+	if (view != v->view_mode) {
+		v->view_mode = view;
+		dbt_tokens_drop(v);
+	}
 	if (!x86_canonical(pc))
 		return 0;
 	if (dbt_itlb(v, pc, &phys, &global, &error) < 0) {
@@ -385,7 +400,44 @@ static int64_t find_block(struct dbt_vcpu *v, uint32_t mode, int *stop)
 			return 0;
 		dbt_token_set(v, &w2, global2);
 	}
+	/* Or its page may be invalidated: blocks die first, then tokens are cleared everywhere. Either we see the block dead, or our
+	 * token was there to be cleared. */
+	atomic_thread_fence(memory_order_seq_cst);
+	if (*(volatile uint8_t *)&vm->tb[tb].dead) {
+		__atomic_store_n(&v->token[w.slot], 0, __ATOMIC_RELAXED);
+		if (cross)
+			__atomic_store_n(&v->token[w2.slot], 0, __ATOMIC_RELAXED);
+		return -1;
+	}
 	return tb;
+}
+
+/* The forced mode: flushes of all kinds and early exits where none is needed. */
+static void random_flush(struct dbt_vcpu *v)
+{
+	struct dbt_vm *vm = v->vm;
+	v->rng = (v->rng + v->config.index) * 6364136223846793005ull + 1442695040888963407ull;
+	unsigned dice = (unsigned)(v->rng >> 40);
+	if (dice % 8 == 0)
+		__atomic_store_n(&v->exit_req, 1, __ATOMIC_SEQ_CST);
+	if (dice % 32 == 1)
+		dbt_tlb_reset(v);
+	if (dice % 64 == 2)
+		dbt_tlb_flush(v, EMU_FLUSH_SWITCH, 0, 0);
+	if (dice % 64 != 3)
+		return;
+	dbt_fpu_save(v);
+	pthread_mutex_lock(&vm->lock);
+	if (dice % 4096 == 3) {
+		dbt_world_stop(vm, v);
+		dbt_cache_flush(vm);
+		dbt_world_start(vm);
+	} else if (vm->nview > 1) {
+		const struct view *w = &vm->view[1 + (v->rng >> 20) % (vm->nview - 1)];
+		if (!w->dead)
+			dbt_page_invalidate(vm, (uint64_t)dbt_ram_page(vm, w->pa));
+	}
+	pthread_mutex_unlock(&vm->lock);
 }
 
 /* What the exit means, read from the tables while they cannot be flushed: s.rip, exit_mode, exit_stale. */
@@ -413,8 +465,19 @@ static void resolve_exit(struct dbt_vcpu *v)
 	}
 }
 
-/* Run translated code from `at` until it exits. False, with nothing run, if the code cache was flushed since found_gen. */
-static bool enter(struct dbt_vcpu *v, uint32_t at)
+/* Let other blocks and helpers find t from now on: by its address, and if `indirect` by jumps that missed. Only inside: what is read
+ * here of the tables must not outlive a flush, which also empties these caches. */
+static void remember(struct dbt_vcpu *v, const struct tb *t, bool indirect)
+{
+	if (indirect && t->ind && !(v->vm->debug & ACCEL_DEBUG_NO_CHAIN))
+		v->icache[t->mode & MODE_USER][t->pc & 0xffff] = t->ind;
+	const struct view *w = &v->vm->view[t->view];
+	v->jump_cache[JUMP_HASH(t->pc)] = (struct jump_cache){ t->pc, t->mode, t->checked, w->token, w->slot };
+}
+
+/* Run translated code from `at` until it exits; t is its block, if it was just found. False, with nothing run, if the code cache was
+ * flushed since found_gen. */
+static bool enter(struct dbt_vcpu *v, uint32_t at, const struct tb *t, bool indirect)
 {
 	struct dbt_vm *vm = v->vm;
 	dbt_shadow_select(v);
@@ -434,6 +497,8 @@ static bool enter(struct dbt_vcpu *v, uint32_t at)
 	}
 	bool valid = atomic_load_explicit(&vm->flushes, memory_order_relaxed) == v->found_gen;
 	if (valid) {
+		if (t)
+			remember(v, t, indirect);
 		dbt_enter(v);
 		resolve_exit(v);
 	}
@@ -513,6 +578,8 @@ static int vcpu_run(struct accel_vcpu *vcpu)
 			if (stop)
 				break;
 		}
+		if (vm->debug & ACCEL_DEBUG_RANDOM_FLUSH)
+			random_flush(v);
 		look = __atomic_load_n(&v->exit_req, __ATOMIC_RELAXED);
 		if (must_step(v)) {
 			from_link = 0, from_target = false, extra = 0;
@@ -549,15 +616,12 @@ static int vcpu_run(struct accel_vcpu *vcpu)
 			}
 			pthread_mutex_unlock(&vm->lock);
 		}
-		if (from_target && t->ind && !(vm->debug & ACCEL_DEBUG_NO_CHAIN))
-			v->icache[t->pc & 0xffff] = t->ind;
+		bool indirect = from_target;
 		from_link = 0, from_target = false, extra = 0;
-		v->jump_cache[JUMP_HASH(t->pc)] = (struct jump_cache){ t->pc, t->mode, t->checked, vm->view[t->view].token,
-								  vm->view[t->view].slot };
 		v->trace[v->trace_at++ % 64].pc = v->s.rip;
 		uint32_t at = t->body;
 	resume:
-		if (!enter(v, at))
+		if (!enter(v, at, t, indirect))
 			continue;
 		look = false;
 		extra = v->exit_mode;
@@ -579,6 +643,7 @@ static int vcpu_run(struct accel_vcpu *vcpu)
 			uint32_t resume = v->resume_at;
 			v->resume_at = 0;
 			uint32_t before = dbt_mode(v);
+			uint64_t delivered = v->emu.delivered;
 			stop = step(v);
 			if (stop)
 				goto out;
@@ -587,8 +652,10 @@ static int vcpu_run(struct accel_vcpu *vcpu)
 			if (v->s.halted || v->exit_req || v->irq_waiting) {
 				look = true;
 			} else if (resume && v->s.rip == v->resume_pc && v->resume_gen == v->tlb_gen && dbt_mode(v) == before &&
-				   !must_step(v)) {
+				   v->emu.delivered == delivered && !must_step(v)) {
+				/* Not by way of an exception whose handler is the next instruction: RSP would be another. */
 				at = resume;
+				t = NULL;
 				v->found_gen = v->exit_gen;
 				goto resume;
 			}
@@ -653,6 +720,11 @@ static int vm_create(struct accel_vm **out, const struct accel_vm_config *config
 	vm->vm.ram = config->ram;
 	vm->vm.ncpus = config->ncpus;
 	vm->vm.debug = config->debug_flags;
+	unsigned a, b, c, d;
+	if (__get_cpuid_count(0xd, 1, &a, &b, &c, &d)) {
+		vm->vm.host_xsaveopt = a & 1;
+		vm->vm.host_xsavec = a & 2;
+	}
 	pthread_mutex_init(&vm->vm.lock, NULL);
 	pthread_mutex_init(&vm->vm.world, NULL);
 	if (config->ncpus > sizeof(vm->vm.vcpu) / sizeof(vm->vm.vcpu[0]))
@@ -712,12 +784,12 @@ static int vcpu_create(struct accel_vcpu **out, struct accel_vm *vm, const struc
 		mprotect(v->shadow_base + 2 * (PAGE_SIZE + SHADOW_SIZE), PAGE_SIZE, PROT_NONE);
 		for (int u = 0; u < 2; u++)
 			for (int i = 0; i < 8; i++)
-				((uint64_t *)(uintptr_t)dbt_shadow_top(v, u))[i] = vm->vm.stub.ret_underflow;
+				((uint64_t *)(uintptr_t)dbt_shadow_top(v, u))[i] = vm->vm.stub.ret_underflow[u];
 		v->shadow_rsp = dbt_shadow_top(v, 0);
 		v->shadow_other = dbt_shadow_top(v, 1);
 	}
 	for (unsigned i = 0; i < ICACHE_SIZE; i++)
-		v->icache[i] = vm->vm.stub.miss;
+		v->icache[0][i] = v->icache[1][i] = vm->vm.stub.miss;
 	dbt_tlb_reset(v);
 	if (!v->shadow_base) {
 		vm->vm.vcpu[config->index] = v;

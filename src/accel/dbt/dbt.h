@@ -137,7 +137,9 @@ struct dbt_vcpu {
 
 	struct tlb_entry tlb[2][TLB_SIZE]; /* 0 supervisor, 1 user */
 	uint32_t token[TOKEN_SLOTS];
-	uint32_t icache[ICACHE_SIZE]; /* low 16 bits of a target -> RX address that checks it */
+	/* Of supervisor (0) and user (1) code: low 16 bits of a target -> RX address that checks it. Tokens of both are valid at the same
+	 * time, so neither may find the other's blocks. */
+	uint32_t icache[2][ICACHE_SIZE];
 
 	/* --- not used by generated code --- */
 	uint16_t fill_list[2][TLB_SIZE]; /* entries filled from non-global pages */
@@ -157,6 +159,7 @@ struct dbt_vcpu {
 	bool fpu_live; /* the guest's FPU state is in the host registers */
 	bool shadow_reset[2]; /* [a] empty the private stack of supervisor (0) / user (1) code before entering */
 	bool super_local; /* supervisor code was run from a page that is not global */
+	uint32_t view_mode; /* MODE_VIEW bits but MODE_USER of the control registers that tokens and private stacks belong to */
 	uint8_t shadow_class; /* whose stack shadow_rsp is */
 	uint64_t resume_pc, resume_gen; /* after a step: if rip is resume_pc and nothing was flushed, enter at resume_at */
 	uint32_t resume_at;
@@ -222,7 +225,7 @@ struct link {
 	uint32_t next;	   /* next link into dst */
 	uint64_t pc;	   /* guest target */
 	uint32_t mode;
-	uint8_t backward;  /* must poll */
+	uint8_t backward;  /* or a call: must poll */
 };
 
 /* A (virtual page, physical page, mode) that has blocks; a vCPU whose token slot holds `token` has checked that mapping since its
@@ -251,18 +254,20 @@ struct page_code {
 struct dbt_vm {
 	struct guest_ram *ram;
 	unsigned ncpus, debug;
+	bool host_xsavec, host_xsaveopt; /* Haswell has no XSAVEC, nor XRSTOR of its format */
 	struct dbt_vcpu *vcpu[64];
 	pthread_mutex_t lock;
 
 	/* Code cache: one memfd, mapped RW and (below 2 GiB) RX. */
 	uint8_t *rw, *rx;
 	size_t code_size, code_used, code_stubs; /* stubs at the start survive flushes */
+	size_t code_trimmed; /* up to here the RW view was unmapped once: what is done is rarely written again */
 	struct {
 		uint32_t enter;		/* C function: void (void) */
 		uint32_t exit;		/* jump here with exit_reason set */
-		uint32_t lookup;	/* jump here with T1 = guest target: through the icache */
+		uint32_t lookup[2];	/* jump here with T1 = guest target: through the supervisor's or the user's icache */
 		uint32_t miss;		/* what empty icache slots hold: exit with DBT_EXIT_TARGET */
-		uint32_t ret_underflow; /* at the bottom of the private stacks */
+		uint32_t ret_underflow[2]; /* at the bottom of the private stacks */
 		uint32_t link;		/* exits with exit_arg set by the site: DBT_EXIT_LINK */
 		uint32_t step;		/* exits: T1 = guest pc, DBT_EXIT_STEP */
 		uint32_t pc;		/* exits: T1 = guest pc, DBT_EXIT_PC */
@@ -299,6 +304,13 @@ struct dbt_vm {
 #define OFF(field) ((uint32_t)offsetof(struct dbt_vcpu, field))
 #define OFF_GPR(n) ((uint32_t)(offsetof(struct dbt_vcpu, s.gpr) + 8u * (unsigned)(n)))
 
+/* The entry of a class's icache that register `index` selects. */
+static inline struct mem mem_icache(int index, int user)
+{
+	uint32_t off = OFF(icache) + (user ? ICACHE_SIZE * (uint32_t)sizeof(uint32_t) : 0);
+	return (struct mem){ .base = -1, .index = index, .scale = 4, .disp = (int32_t)off, .gs = true };
+}
+
 /* --- stubs.c --- */
 int dbt_stubs_emit(struct dbt_vm *vm);
 /* Run translated code at v->enter_at until it exits (calls the enter stub). */
@@ -323,6 +335,8 @@ void dbt_page_invalidate(struct dbt_vm *vm, uint64_t page);
 /* Drop everything; called with the lock held and the world stopped. */
 void dbt_cache_flush(struct dbt_vm *vm);
 bool dbt_cache_full(const struct dbt_vm *vm);
+/* After a block was emitted: give the RW view of code long done back to the host, which counts a page in both views twice. */
+void dbt_cache_trim(struct dbt_vm *vm);
 /* A page is about to hold code: take the write tags away everywhere. self may be NULL. */
 void dbt_page_protect(struct dbt_vm *vm, struct dbt_vcpu *self, uint64_t page);
 /* [gpa, gpa+len) was stored to by something other than translated code. Any thread, no lock held. self: the storing vCPU or NULL. */
@@ -341,6 +355,8 @@ void dbt_stack_window_drop(struct dbt_vcpu *v);
 int dbt_itlb(struct dbt_vcpu *v, uint64_t gva, uint64_t *gpa, bool *global, uint32_t *error);
 /* Remember that this mapping was checked: the caller has just had it from dbt_itlb. */
 void dbt_token_set(struct dbt_vcpu *v, const struct view *w, bool global);
+/* The control registers changed what blocks may be run: none that was checked before is to be reached without the dispatcher. */
+void dbt_tokens_drop(struct dbt_vcpu *v);
 static inline unsigned dbt_token_group(uint64_t va)
 {
 	return (uint32_t)((uint32_t)(va >> 12) * 0x9e3779b1u) >> 20;

@@ -39,6 +39,8 @@ void e_link(struct gen *g, int opcode, int cc, uint64_t pc, uint32_t mode, uint6
 {
 	struct code *c = &g->c;
 	uint32_t link = link_new(g, pc, mode, from_pc);
+	if (opcode == 0xe8)
+		g->vm->link[link].backward = true; /* functions that call the next one twice each: 2^n calls, all forward */
 	struct cold *d = cold_new(g, COLD_LINK, insn);
 	d->link = link;
 	if (cc >= 0) {
@@ -130,7 +132,10 @@ static void gen_insn(struct gen *g, unsigned i)
 		e_mov_mem_imm8(&g->c, mem_gs(OFF(iflag)), 0);
 		break;
 	case CLS_STI:
-		gen_sti(g, i);
+		if (i + 1 == g->b->n) /* its shadow reaches into the next block: HLT there must not be overtaken by the interrupt it awaits */
+			gen_step(g, i);
+		else
+			gen_sti(g, i);
 		break;
 	case CLS_SWAPGS:
 		gen_swapgs(g);

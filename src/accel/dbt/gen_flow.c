@@ -93,8 +93,10 @@ void gen_leave(struct gen *g, unsigned i)
 {
 	struct code *c = &g->c;
 	if (g->b->insn[i].acc == ACC_STACK) {
-		e_lea(c, GSP, mem_b(H_RBP, 8));
+		/* The load first: where RBP is not canonical it faults on the host. */
+		e_lea(c, T1, mem_b(H_RBP, 8));
 		e_load(c, H_RBP, mem_bi(H_RBP, STK, 1, 0));
+		e_mov_rr(c, GSP, T1);
 		return;
 	}
 	struct address a = stack_address(RBP, 0);
@@ -133,7 +135,7 @@ static void e_lookup(struct gen *g, bool call)
 {
 	struct code *c = &g->c;
 	e_op_reg(c, 0, 0xb70f, T2, T1);
-	e_load32(c, T2, (struct mem){ .base = -1, .index = T2, .scale = 4, .disp = (int32_t)OFF(icache), .gs = true });
+	e_load32(c, T2, mem_icache(T2, g->b->mode & MODE_USER));
 	e8(c, 0x41), e8(c, 0xff), e8(c, call ? 0xd1 : 0xe1);
 }
 
@@ -154,7 +156,7 @@ static void e_push_return(struct gen *g, unsigned i, struct mem op)
 static void e_landing(struct gen *g, unsigned i)
 {
 	const struct block_insn *bi = &g->b->insn[i];
-	e_expect_pc(&g->c, bi->next, g->vm->stub.lookup);
+	e_expect_pc(&g->c, bi->next, g->vm->stub.lookup[g->b->mode & MODE_USER]);
 	e_link(g, 0xe9, -1, bi->next, g->b->mode & ~(uint32_t)MODE_NOMERGE, bi->pc, i);
 }
 

@@ -372,20 +372,20 @@ static uint8_t *xsave_area(struct dbt_vcpu *v, uint64_t gva, bool write)
 	return p;
 }
 
-#define XSAVE_HELPER(name, insn)                                                                                       \
+#define XSAVE_HELPER(name, insn, host)                                                                                   \
 	uint64_t name(struct dbt_vcpu *v, uint64_t gva, uint64_t pc, uint64_t ret)                                     \
 	{                                                                                                              \
 		(void)ret;                                                                                             \
-		uint8_t *p = xsave_area(v, gva, true);                                                                 \
+		uint8_t *p = (host) ? xsave_area(v, gva, true) : NULL;                                                 \
 		if (!p)                                                                                                \
 			return leave_step(v, pc);                                                                      \
 		__asm__ volatile(insn " (%0)" : : "r"(p), "a"((uint32_t)v->s.gpr[RAX] & 7), "d"(0) : "memory");        \
 		return 0;                                                                                              \
 	}
 
-XSAVE_HELPER(dbt_help_xsave, "xsave64")
-XSAVE_HELPER(dbt_help_xsavec, "xsavec64")
-XSAVE_HELPER(dbt_help_xsaveopt, "xsaveopt64")
+XSAVE_HELPER(dbt_help_xsave, "xsave64", true)
+XSAVE_HELPER(dbt_help_xsavec, "xsavec64", v->vm->host_xsavec)
+XSAVE_HELPER(dbt_help_xsaveopt, "xsaveopt64", v->vm->host_xsaveopt)
 
 uint64_t dbt_help_xrstor(struct dbt_vcpu *v, uint64_t gva, uint64_t pc, uint64_t ret)
 {
@@ -401,7 +401,7 @@ uint64_t dbt_help_xrstor(struct dbt_vcpu *v, uint64_t gva, uint64_t pc, uint64_t
 	for (int i = 2; i < 8; i++)
 		rest |= header[i];
 	bool compact = comp >> 63;
-	if (mxcsr & 0xffff0000 || bv & ~7ull || rest || (compact ? (comp & ~(7ull | 1ull << 63)) || bv & ~comp : comp != 0))
+	if ((compact && !v->vm->host_xsavec) || mxcsr & 0xffff0000 || bv & ~7ull || rest || (compact ? (comp & ~(7ull | 1ull << 63)) || bv & ~comp : comp != 0))
 		return leave_step(v, pc);
 	__asm__ volatile("xrstor64 (%0)" : : "r"(v->xstate), "a"((uint32_t)v->s.gpr[RAX] & 7), "d"(0) : "memory");
 	return 0;

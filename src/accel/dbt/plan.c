@@ -47,9 +47,10 @@ static bool rsp_change(const struct block_insn *g, int64_t *delta)
 }
 
 /* The access off RSP that goes through the stack window. */
-static bool stack_access(const struct block_insn *g, int64_t *off, unsigned *len)
+static bool stack_access(const struct block_insn *g, int64_t *off, unsigned *len, bool *write)
 {
 	*len = 8;
+	*write = true;
 	switch (g->cls) {
 	case CLS_PUSH:
 	case CLS_PUSH_MEM:
@@ -61,6 +62,7 @@ static bool stack_access(const struct block_insn *g, int64_t *off, unsigned *len
 	case CLS_POP:
 	case CLS_RET:
 		*off = 0;
+		*write = false;
 		return true;
 	case CLS_PLAIN:
 		if (!g->in.has_mem || g->ea.base != RSP || g->ea.index >= 0 || g->ea.seg != SREG_DS)
@@ -124,10 +126,12 @@ static void plan_epoch(struct block *b, unsigned first, unsigned end, bool from_
 		struct block_insn *g = &b->insn[i];
 		int64_t off;
 		unsigned len;
+		bool write, writes;
 		if (i == first && from_leave) {
 			off = 0;
 			len = 8;
-		} else if (!stack_access(g, &off, &len)) {
+			writes = false;
+		} else if (!stack_access(g, &off, &len, &writes)) {
 			i++;
 			continue;
 		}
@@ -136,7 +140,7 @@ static void plan_epoch(struct block *b, unsigned first, unsigned end, bool from_
 		unsigned last = i;
 		g->acc = ACC_STACK;
 		for (unsigned j = i + 1; j < end; j++) {
-			if (!stack_access(&b->insn[j], &off, &len))
+			if (!stack_access(&b->insn[j], &off, &len, &write))
 				continue;
 			int64_t l = off + delta[j], h = l + len;
 			l = l < lo ? l : lo;
@@ -146,6 +150,7 @@ static void plan_epoch(struct block *b, unsigned first, unsigned end, bool from_
 			lo = l;
 			hi = h;
 			last = j;
+			writes |= write;
 			b->insn[j].acc = ACC_STACK;
 		}
 		unsigned at = i;
@@ -155,7 +160,7 @@ static void plan_epoch(struct block *b, unsigned first, unsigned end, bool from_
 				break;
 			}
 		bool rbp = from_leave && at == first;
-		add_check(b, (struct check){ .at = (uint16_t)at, .stack = true, .write = true, .base = rbp ? H_RBP : GSP, .index = -1,
+		add_check(b, (struct check){ .at = (uint16_t)at, .stack = true, .write = writes, .base = rbp ? H_RBP : GSP, .index = -1,
 					     .lo = lo - (rbp ? 0 : delta[at]), .len = (unsigned)(hi - lo) });
 		/* Go on with the first access that did not fit. */
 		barrier = last + 1;
@@ -196,7 +201,7 @@ static void plan_groups(struct block *b)
 		uint64_t member_mask = 1ull << i;
 		bool constant = g->ea.base < 0 && g->ea.index < 0 && g->ea.seg == SREG_DS;
 		if (constant && ((uint64_t)lo ^ (uint64_t)(hi - 1)) & PAGE_MASK)
-			continue; /* a constant's check looks at one page */
+			continue; /* a constant address is compared by its page alone: what crosses is checked by itself */
 		for (unsigned j = i; j + 1 < b->n; j++) {
 			struct block_insn *prev = &b->insn[j], *h = &b->insn[j + 1];
 			if (changes(prev, regs, g->ea.seg) || h->cls == CLS_BITSTRING)

@@ -20,6 +20,16 @@ static void note_bytes(struct block *b, uint64_t pc, unsigned len)
 	}
 }
 
+/* Decode at offset `off` of a code page. The guest may store there at any time: only a copy stays one instruction. */
+static int decode_at(const uint8_t *page, unsigned off, struct x86_insn *in)
+{
+	uint8_t bytes[15];
+	unsigned n = (unsigned)PAGE_SIZE - off < sizeof(bytes) ? (unsigned)PAGE_SIZE - off : (unsigned)sizeof(bytes);
+	for (unsigned i = 0; i < n; i++)
+		bytes[i] = ((const volatile uint8_t *)page)[off + i];
+	return x86_decode(bytes, n, X86_MODE_64, in);
+}
+
 /* One-byte opcodes that are copied. */
 static bool plain_1byte(const struct x86_insn *in)
 {
@@ -295,7 +305,7 @@ static uint16_t peek_live(struct block *b, uint64_t pc)
 	for (int i = 0; i < 8; i++) {
 		struct x86_insn in;
 		unsigned off = (unsigned)(pc & (PAGE_SIZE - 1));
-		if (x86_decode(page + off, (unsigned)PAGE_SIZE - off, X86_MODE_64, &in) < 0)
+		if (decode_at(page, off, &in) < 0)
 			break;
 		enum insn_class cls = classify(&in, b->mode);
 		live |= in.flags_read & ~killed;
@@ -352,7 +362,7 @@ static int decode_cross(struct block *b, unsigned off, struct x86_insn *in)
 	uint8_t bytes[15];
 	unsigned left = (unsigned)PAGE_SIZE - off;
 	for (unsigned i = 0; i < sizeof(bytes); i++)
-		bytes[i] = i < left ? b->page[off + i] : b->page2[i - left];
+		bytes[i] = ((const volatile uint8_t *)(i < left ? b->page + off : b->page2 - left))[i];
 	int r = x86_decode(bytes, sizeof(bytes), X86_MODE_64, in);
 	b->cross = r == 0 && in->len > left;
 	return r;
@@ -365,7 +375,7 @@ void dbt_scan(struct block *b)
 	while (b->n < max && !((pc ^ b->pc) & PAGE_MASK)) {
 		struct block_insn *g = &b->insn[b->n];
 		unsigned off = (unsigned)(pc & (PAGE_SIZE - 1)), left = (unsigned)PAGE_SIZE - off;
-		int r = x86_decode(b->page + off, left < 15 ? left : 15, X86_MODE_64, &g->in);
+		int r = decode_at(b->page, off, &g->in);
 		if (r < 0 && b->n == 0 && left < 15 && b->page2)
 			r = decode_cross(b, off, &g->in);
 		g->pc = pc;

@@ -15,6 +15,7 @@
 #include <ucontext.h>
 
 static __thread struct dbt_vcpu *current;
+static __thread stack_t outer; /* the signal stack that the thread came with (a sanitizer's) */
 static struct sigaction previous[NSIG]; /* [I] after the first dbt_signal_init */
 
 static bool in_code(const struct dbt_vm *vm, uint64_t pc)
@@ -97,13 +98,12 @@ int dbt_signal_thread(struct dbt_vcpu *v)
 			return -ENOMEM;
 	}
 	stack_t st = { .ss_sp = v->sigstack, .ss_size = 65536 };
-	return sigaltstack(&st, NULL) < 0 ? -errno : 0;
+	return sigaltstack(&st, &outer) < 0 ? -errno : 0;
 }
 
 void dbt_signal_thread_done(struct dbt_vcpu *v)
 {
-	stack_t st = { .ss_flags = SS_DISABLE };
 	(void)v;
-	sigaltstack(&st, NULL);
+	sigaltstack(&outer, NULL);
 	current = NULL;
 }

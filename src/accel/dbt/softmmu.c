@@ -73,7 +73,7 @@ static void flush_local(struct dbt_vcpu *v)
 
 static void flush_page(struct dbt_vcpu *v, uint64_t page, uint16_t pcid)
 {
-	unsigned i = (page >> 12) & (TLB_SIZE - 1);
+	unsigned i = (unsigned)(page >> 12) & (v->vm->debug & ACCEL_DEBUG_TINY_TLB ? 3 : TLB_SIZE - 1);
 	for (int u = 0; u < 2; u++) {
 		struct tlb_entry *e = &v->tlb[u][i];
 		if (e->nread == -page || e->nwrite == -page)
@@ -210,11 +210,13 @@ static uint8_t *fill_l1(struct dbt_vcpu *v, uint64_t gva, bool user, uint64_t gp
 	if (mmu_allowed(&v->s, &r, MMU_READ, user))
 		e->nread = -page;
 	if (flags & T2_DIRTY && mmu_allowed(&v->s, &r, MMU_WRITE, user)) {
-		if (!(atomic_load_explicit(&vm->page_state[ram_page], memory_order_relaxed) & PAGE_WTAG))
-			atomic_fetch_or(&vm->page_state[ram_page], PAGE_WTAG);
 		__atomic_store_n(&e->nwrite, -page, __ATOMIC_SEQ_CST);
-		/* Either we see the page turned code, or dbt_page_protect sees our tag. */
-		if (atomic_load(&vm->page_state[ram_page]) & PAGE_CODE)
+		/* Either we see the page turned code, or dbt_page_protect sees our tag: so PAGE_WTAG must be seen set, or be set, behind the
+		 * tag. */
+		uint8_t state = atomic_load(&vm->page_state[ram_page]);
+		if (!(state & PAGE_WTAG))
+			state = atomic_fetch_or(&vm->page_state[ram_page], PAGE_WTAG);
+		if (state & PAGE_CODE)
 			__atomic_store_n(&e->nwrite, tlb_none(i), __ATOMIC_SEQ_CST);
 	}
 	if (!(flags & T2_GLOBAL)) {
@@ -298,6 +300,12 @@ int dbt_itlb(struct dbt_vcpu *v, uint64_t gva, uint64_t *gpa, bool *global, uint
 	return 0;
 }
 
+void dbt_tokens_drop(struct dbt_vcpu *v)
+{
+	clear_tokens(v);
+	v->shadow_reset[0] = v->shadow_reset[1] = true;
+}
+
 void dbt_token_set(struct dbt_vcpu *v, const struct view *w, bool global)
 {
 	unsigned slot = w->slot;
@@ -347,8 +355,10 @@ uint64_t dbt_help_fill_stack(struct dbt_vcpu *v, uint64_t gva, uint64_t what, ui
 	uint64_t page = gva & PAGE_MASK;
 	struct tlb_entry *e = &v->tlb[user][(page >> 12) & (v->vm->debug & ACCEL_DEBUG_TINY_TLB ? 3 : TLB_SIZE - 1)];
 	if (what & FILL_REFUSE || (gva & (PAGE_SIZE - 1)) + (what >> 16) > PAGE_SIZE ||
-	    (e->nwrite != -page && dbt_fill(v, gva, what >> 16, true, user) < 0))
+	    (e->nwrite != -page && dbt_fill(v, gva, what >> 16, what & FILL_WRITE, user) < 0))
 		return ret + 5;
+	if (e->nwrite != -page)
+		return ret + 5; /* only read here: the page is not to become dirty for that, and the window is for stores too */
 	v->stack_ntag = -page;
 	v->stack_addend = e->addend;
 	return 0;

@@ -154,13 +154,15 @@ int dbt_stubs_emit(struct dbt_vm *vm)
 	vm->stub.token = emit_reason(c, vm, DBT_EXIT_TOKEN, false);
 	vm->stub.miss = emit_reason(c, vm, DBT_EXIT_TARGET, true);
 
-	e_align(c, 16, 0);
-	vm->stub.ret_underflow = code_rx(c);
-	e_lea(c, H_RSP, mem_b(H_RSP, -8)); /* stay for the next one */
-	vm->stub.lookup = code_rx(c);
-	e_op_reg(c, 0, 0xb70f, T2, T1); /* movzx r9d, r8w */
-	e_load32(c, T2, (struct mem){ .base = -1, .index = T2, .scale = 4, .disp = (int32_t)OFF(icache), .gs = true });
-	e8(c, 0x41), e8(c, 0xff), e8(c, 0xe1); /* jmp r9 */
+	for (int user = 0; user < 2; user++) {
+		e_align(c, 16, 0);
+		vm->stub.ret_underflow[user] = code_rx(c);
+		e_lea(c, H_RSP, mem_b(H_RSP, -8)); /* stay for the next one */
+		vm->stub.lookup[user] = code_rx(c);
+		e_op_reg(c, 0, 0xb70f, T2, T1); /* movzx r9d, r8w */
+		e_load32(c, T2, mem_icache(T2, user));
+		e8(c, 0x41), e8(c, 0xff), e8(c, 0xe1); /* jmp r9 */
+	}
 
 	vm->stub.fill_single = emit_helper(c, dbt_help_fill_single);
 	vm->stub.fill_group = emit_helper(c, dbt_help_fill_group);

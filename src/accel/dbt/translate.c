@@ -56,6 +56,7 @@ uint32_t dbt_translate(struct dbt_vcpu *v, uint64_t pc, uint64_t phys, uint32_t 
 	if (b.cross)
 		vm->page_code[page2]->lines |= b.lines2;
 	dbt_tb_publish(vm, i);
+	dbt_cache_trim(vm);
 	vm->translated++;
 	vm->translated_insns += b.n;
 	return i;

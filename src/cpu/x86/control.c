@@ -315,8 +315,10 @@ static int run_int(struct emu *e, const struct exec_entry *x, uint64_t next)
 			return RUN_NEXT;
 		vector = VEC_OF;
 		break;
-	default:
-		vector = VEC_DB;
+	default: { /* INT1 */
+		int r = emu_int1(e, next);
+		return r ? r : RUN_INT;
+	}
 	}
 	int r = emu_soft_int(e, vector, next);
 	return r ? r : RUN_INT;

@@ -152,22 +152,41 @@ static uint32_t *reg_of(struct x86_cpuid_leaf *l, int reg)
 	return regs[reg & 3];
 }
 
-static bool host_has(const struct feature *f)
-{
-	uint32_t r[4], xcr0, high;
+/* The host's answers, asked once a leaf as far as features[] is sorted: CPUID costs a microsecond or more in a VM. */
+struct host {
+	uint32_t max[2]; /* basic and extended */
+	bool avx;	 /* the operating system keeps YMM state */
+	uint32_t leaf, subleaf, r[4];
+};
 
-	if (__get_cpuid_max(f->leaf & 0x80000000, NULL) < f->leaf)
+static void host_read(struct host *h, uint32_t leaf, uint32_t subleaf)
+{
+	h->leaf = leaf;
+	h->subleaf = subleaf;
+	__cpuid_count(leaf, subleaf, h->r[0], h->r[1], h->r[2], h->r[3]);
+}
+
+static void host_init(struct host *h)
+{
+	uint32_t xcr0, high;
+
+	h->max[0] = __get_cpuid_max(0, NULL);
+	h->max[1] = __get_cpuid_max(0x80000000, NULL);
+	host_read(h, 1, 0);
+	h->avx = false;
+	if (h->r[ECX] >> 27 & 1) { /* OSXSAVE */
+		__asm__ volatile("xgetbv" : "=a"(xcr0), "=d"(high) : "c"(0));
+		h->avx = (xcr0 & XCR0_SUPPORTED) == XCR0_SUPPORTED;
+	}
+}
+
+static bool host_has(struct host *h, const struct feature *f)
+{
+	if (h->max[f->leaf >> 31] < f->leaf)
 		return false;
-	__cpuid_count(f->leaf, f->subleaf, r[0], r[1], r[2], r[3]);
-	if (!(r[f->reg] >> f->bit & 1))
-		return false;
-	if (f->kind != NATIVE_AVX)
-		return true;
-	__cpuid(1, r[0], r[1], r[2], r[3]);
-	if (!(r[2] >> 27 & 1)) /* OSXSAVE */
-		return false;
-	__asm__ volatile("xgetbv" : "=a"(xcr0), "=d"(high) : "c"(0));
-	return (xcr0 & XCR0_SUPPORTED) == XCR0_SUPPORTED;
+	if (h->leaf != f->leaf || h->subleaf != f->subleaf)
+		host_read(h, f->leaf, f->subleaf);
+	return (h->r[f->reg] >> f->bit & 1) && (f->kind != NATIVE_AVX || h->avx);
 }
 
 static void add_vendor(struct x86_cpuid_leaf *l, const char name[12])
@@ -294,7 +313,9 @@ void x86_cpuid_build(struct x86_cpuid_table *t, const struct x86_cpuid_policy *p
 {
 	unsigned bits = core_bits(policy->ncpus);
 	struct x86_cpuid_leaf *l;
+	struct host host;
 
+	host_init(&host);
 	memset(t, 0, sizeof(*t));
 	l = add(t, 0);
 	l->eax = 0x16;
@@ -328,7 +349,7 @@ void x86_cpuid_build(struct x86_cpuid_table *t, const struct x86_cpuid_policy *p
 			const struct feature *f = &features[i];
 
 			l = find(t, f->leaf, f->subleaf);
-			if (l && (f->kind == EMULATED || host_has(f)))
+			if (l && (f->kind == EMULATED || host_has(&host, f)))
 				*reg_of(l, f->reg) |= 1u << f->bit;
 		}
 		if (round == 0)
@@ -341,7 +362,7 @@ void x86_cpuid(const struct x86_cpuid_table *t, const struct x86_state *s, uint3
 	const struct x86_cpuid_leaf *l = find_const(t, eax, ecx);
 	uint32_t size = s->xcr0 & XCR0_AVX ? 832 : 576;
 
-	memset(out, 0, 4 * sizeof(out[0]));
+	out[EAX] = out[EBX] = out[ECX] = out[EDX] = 0;
 	if (l) {
 		out[EAX] = l->eax;
 		out[EBX] = l->ebx;

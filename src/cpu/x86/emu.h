@@ -83,6 +83,7 @@ struct emu {
 	struct mmu_mem mem; /* guest-physical access for walks that bypass translate (PDPTE checks) */
 	const char *why;    /* after EMU_FAILED */
 	uint64_t steps;	    /* instructions run */
+	uint64_t delivered; /* interrupts and exceptions delivered */
 	unsigned rep_limit; /* iterations of a rep string a single emu_step may do; 0: 4096. 1 in lockstep tests */
 	bool stop;	    /* an ops callback returned 1 */
 	struct emu_fault fault; /* the pending fault inside a step */

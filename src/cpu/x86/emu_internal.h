@@ -62,8 +62,9 @@ int emu_far_ret(struct emu *e, unsigned opsize, unsigned pop_bytes);
 /* LLDT, LTR, LAR, LSL, VERR, VERW, SLDT/STR are in sysreg.c's dispatch below. */
 
 /* --- intr.c --- */
-/* Software INT n / INT3 / INTO / INT1: `next` is the return rip; checks gate DPL. */
+/* Software INT n / INT3 / INTO: `next` is the return rip; checks gate DPL. */
 int emu_soft_int(struct emu *e, uint8_t vector, uint64_t next);
+int emu_int1(struct emu *e, uint64_t next); /* does not */
 int emu_iret(struct emu *e, unsigned opsize);
 int emu_syscall(struct emu *e, uint64_t next);
 int emu_sysret(struct emu *e, unsigned opsize);

@@ -216,8 +216,10 @@ static int deliver(struct emu *e, const struct event *ev)
 {
 	int r = x86_protected(e->s) ? deliver_protected(e, ev) : deliver_real(e, ev);
 
-	if (!r)
+	if (!r) {
 		e->s->shadow = SHADOW_NONE;
+		e->delivered++;
+	}
 	return r;
 }
 
@@ -325,6 +327,14 @@ int emu_soft_int(struct emu *e, uint8_t vector, uint64_t next)
 	/* IOPL < 3 in virtual-8086 mode: INT n is the monitor's. */
 	if ((e->s->rflags & FL_VM) && (e->s->rflags & FL_IOPL) != FL_IOPL)
 		return gp(e, 0);
+	return deliver(e, &ev);
+}
+
+/* INT1: a trap as the debug logic makes it, whatever the gate's DPL (SDM 3A 6.12.1.2). */
+int emu_int1(struct emu *e, uint64_t next)
+{
+	struct event ev = {.vector = VEC_DB, .rip = next, .rflags = e->s->rflags};
+
 	return deliver(e, &ev);
 }
 
