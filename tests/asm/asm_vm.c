@@ -10,7 +10,7 @@
 const uint64_t asm_base[ASM_BASES] = { 0x78000000, 0x2a3000000000, 0xffffffff81000000, 0xffff888040000000 };
 
 /* Supervisor's pages, at the same gva and gpa. */
-enum { GDT = 0x1000, IDT = 0x2000, TSS = 0x3000, HANDLERS = 0x4000, IST_PAGE = 0x8000, IST_TOP = 0x9000, TABLES = 0x100000 };
+enum { GDT = 0x1000, IDT = 0x2000, TSS = 0x3000, HANDLERS = 0x4000, SYSCALL_ENTRY = 0x4800, IST_PAGE = 0x8000, IST_TOP = 0x9000, TABLES = 0x100000 };
 enum { SEL_KCODE = 0x10, SEL_KDATA = 0x18, SEL_UDATA = 0x2b, SEL_UCODE = 0x33, SEL_TSS = 0x40 };
 enum { PTE_P = 1, PTE_W = 2, PTE_U = 4, PTE_A = 0x20, PTE_D = 0x40, PTE_G = 0x100 };
 #define PTE_NX (1ull << 63)
@@ -136,6 +136,7 @@ static void build(struct asm_vm *m)
 		put(m, IDT + v * 16, 8, (handler & 0xffff) | SEL_KCODE << 16 | 1ull << 32 | 0x8eull << 40);
 		put(m, handler, 8, 0xfdebf4); /* hlt; jmp to it */
 	}
+	put(m, SYSCALL_ENTRY, 8, 0x070f48); /* sysretq */
 }
 
 /* --- running --- */
@@ -228,6 +229,9 @@ static void start_state(const struct asm_vm *m, const struct asm_program *p, str
 	s->xcr0 = XCR0_SUPPORTED;
 	s->gdt = (struct x86_dtr){ GDT, 0x4f };
 	s->idt = (struct x86_dtr){ IDT, 32 * 16 - 1 };
+	s->star = (uint64_t)SEL_KCODE << 32 | (uint64_t)((SEL_UDATA - 8) | 3) << 48;
+	s->lstar = SYSCALL_ENTRY;
+	s->sfmask = FL_IF | FL_DF | FL_TF;
 	s->seg[SREG_TR] = (struct x86_seg){ .base = TSS, .limit = 0x67, .sel = SEL_TSS, .attr = SEG_P | 0xb };
 	s->seg[SREG_LDTR] = (struct x86_seg){ 0 };
 	/* Selectors as a process on Linux has them. */
