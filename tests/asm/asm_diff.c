@@ -242,23 +242,18 @@ static void name_pair(struct asm_diff *d, const char *other, const struct asm_re
 	d->what[sizeof(d->what) - 1] = 0;
 }
 
-bool asm_diff_run(struct asm_diff *d, const struct asm_gen *g)
+static bool run_once(struct asm_diff *d, const struct asm_gen *g, const struct asm_program *p)
 {
-	struct asm_program p;
 	struct asm_result ref, other;
 
-	d->what[0] = 0;
-	if (!asm_gen_assemble(g, &p))
-		return true;
-	d->programs++;
 	for (unsigned i = 0; i < d->n; i++) {
 		struct asm_result *r = i ? &other : &ref;
 		watched = &d->vm[i];
 		watch(i ? 1000 : 300);
-		asm_vm_run(&d->vm[i], &p, r);
+		asm_vm_run(&d->vm[i], p, r);
 		watch(0);
 		watched = NULL;
-		even_out(r, &p);
+		even_out(r, p);
 		if (i == 0 && r->end == ASM_TIMEOUT) {
 			d->timeouts++;
 			return true;
@@ -266,25 +261,41 @@ bool asm_diff_run(struct asm_diff *d, const struct asm_gen *g)
 		if (i == 0 && r->end != ASM_HALTED)
 			d->faults[r->vector & 31]++;
 		if (i)
-			compare(d, g, &p, &ref, &other, false);
+			compare(d, g, p, &ref, &other, false);
 		if (d->what[0]) {
 			name_pair(d, d->vm[i].name, &ref);
 			return false;
 		}
 	}
-	if (!d->native || !p.native)
+	if (!d->native || !p->native)
 		return true;
 	d->natives++;
 	watch(1000);
-	asm_native_run(&p, &other);
+	asm_native_run(p, &other);
 	watch(0);
-	even_out(&other, &p);
-	compare(d, g, &p, &ref, &other, true);
+	even_out(&other, p);
+	compare(d, g, p, &ref, &other, true);
 	if (d->what[0]) {
 		name_pair(d, "native", &ref);
 		return false;
 	}
 	return true;
+}
+
+bool asm_diff_run(struct asm_diff *d, const struct asm_gen *g)
+{
+	struct asm_program p;
+
+	d->what[0] = 0;
+	if (!asm_gen_assemble(g, &p))
+		return true;
+	d->programs++;
+	if (!run_once(d, g, &p))
+		return false;
+	/* Again with other data and flags: now through what the first run left translated and linked. */
+	p.fill = p.fill * 3 | 1;
+	p.s.rflags ^= FL_STATUS;
+	return run_once(d, g, &p);
 }
 
 void asm_diff_shrink(struct asm_diff *d, struct asm_gen *g)

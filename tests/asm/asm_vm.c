@@ -272,11 +272,13 @@ void asm_vm_run(struct asm_vm *m, const struct asm_program *p, struct asm_result
 	asm_fill(m->ram.base + ASM_STACK_GPA, p->fill ^ 0x5555);
 	ram_written(&m->ram, ASM_DATA_GPA, ASM_WINDOW);
 	ram_written(&m->ram, ASM_STACK_GPA, ASM_WINDOW);
-	if (m->last_len) {
+	bool same = m->last_len == p->len && m->last_start == p->start && !memcmp(m->ram.base + ASM_CODE_GPA + p->start, p->code, p->len);
+	if (m->last_len && !same) {
 		memset(m->ram.base + ASM_CODE_GPA + m->last_start, 0xf4, m->last_len);
 		ram_written(&m->ram, ASM_CODE_GPA + m->last_start, m->last_len);
 	}
-	ram_write(&m->ram, ASM_CODE_GPA + p->start, p->code, p->len);
+	if (!same) /* what is translated stays so */
+		ram_write(&m->ram, ASM_CODE_GPA + p->start, p->code, p->len);
 	m->last_start = p->start;
 	m->last_len = p->len;
 	start_state(m, p, &s);
