@@ -127,8 +127,8 @@ static void test_new_code_behind_indirect_jump_keeps_flags(void **state)
 
 	(void)state;
 	for (int i = 0; i < 3; i++) {
-		/* lea rcx, [rip + 4]; stc; jmp rcx; hlt; add edx, edx (or adc) */
-		program(&g, "\x48\x8d\x0d\x04\0\0\0\xf9\xff\xe1\xf4\x01\xd2", 13);
+		/* lea rcx, [rip + 4]; clc; jmp rcx; hlt; add edx, edx (or adc) */
+		program(&g, "\x48\x8d\x0d\x04\0\0\0\xf8\xff\xe1\xf4\x01\xd2", 13);
 		if (i == 2)
 			g.item[0].bytes[11] = 0x11;
 		agree(&g);
