@@ -518,7 +518,7 @@ static void disturb(struct dbt_vcpu *v)
 	uint64_t gpa;
 	bool global;
 	uint32_t error;
-	switch (v->rng >> 32 & 31) {
+	switch (v->rng >> 32 & 127) {
 	case 0:
 		dbt_tlb_flush(v, EMU_FLUSH_ALL, 0, 0);
 		break;
@@ -540,7 +540,7 @@ static void disturb(struct dbt_vcpu *v)
 		pthread_mutex_unlock(&vm->lock);
 		break;
 	case 5: /* all do */
-		if (v->rng >> 40 & 7)
+		if (v->rng >> 40 & 15)
 			break;
 		dbt_fpu_save(v);
 		pthread_mutex_lock(&vm->lock);
