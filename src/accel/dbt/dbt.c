@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "accel/dbt/gen.h"
+#include "accel/dbt/verify.h"
 #include "base/clock.h"
 #include "base/error.h"
 
@@ -515,6 +516,26 @@ static void first_run(struct dbt_vcpu *v)
 	v->has_run = true;
 }
 
+/* The verifying mode around a block. False if there was a difference. */
+static bool verify_begin(struct dbt_vcpu *v, const struct tb *t, uint32_t tb)
+{
+	v->emu.why = "the verifying mode found a difference, see the log";
+	if (!dbt_verify_flags(v, t))
+		return false;
+	heavy_begin(v);
+	dbt_verify_begin(v, tb);
+	heavy_end(v);
+	return true;
+}
+
+static bool verify_end(struct dbt_vcpu *v)
+{
+	heavy_begin(v);
+	bool same = dbt_verify_end(v);
+	heavy_end(v);
+	return same;
+}
+
 static int vcpu_run(struct accel_vcpu *vcpu)
 {
 	struct dbt_vcpu *v = &vcpu->v;
@@ -574,9 +595,17 @@ static int vcpu_run(struct accel_vcpu *vcpu)
 		from_link = 0, from_target = false, extra = 0;
 		v->trace[v->trace_at++ % 64].pc = v->s.rip;
 		uint32_t at = t->body;
+		if (v->verify && !verify_begin(v, t, (uint32_t)found)) {
+			stop = fail(v, EMU_FAILED);
+			break;
+		}
 	resume:
 		if (!enter(v, at, t, indirect))
 			continue;
+		if (v->verify && !verify_end(v)) {
+			stop = fail(v, EMU_FAILED);
+			break;
+		}
 		look = false;
 		extra = v->exit_mode;
 		switch ((enum dbt_exit)v->exit_reason) {
@@ -594,7 +623,7 @@ static int vcpu_run(struct accel_vcpu *vcpu)
 			look = true;
 			break;
 		case DBT_EXIT_STEP: {
-			uint32_t resume = v->resume_at;
+			uint32_t resume = v->verify ? 0 : v->resume_at;
 			v->resume_at = 0;
 			uint32_t before = dbt_mode(v);
 			uint64_t delivered = v->emu.delivered;
@@ -672,6 +701,8 @@ static int vm_create(struct accel_vm **out, const struct accel_vm_config *config
 	vm->vm.ram = config->ram;
 	vm->vm.ncpus = config->ncpus;
 	vm->vm.debug = config->debug_flags;
+	if (vm->vm.debug & ACCEL_DEBUG_VERIFY)
+		vm->vm.debug |= ACCEL_DEBUG_NO_CHAIN;
 	unsigned a, b, c, d;
 	if (__get_cpuid_count(0xd, 1, &a, &b, &c, &d)) {
 		vm->vm.host_xsaveopt = a & 1;
@@ -679,6 +710,8 @@ static int vm_create(struct accel_vm **out, const struct accel_vm_config *config
 	}
 	pthread_mutex_init(&vm->vm.lock, NULL);
 	pthread_mutex_init(&vm->vm.world, NULL);
+	if (vm->vm.debug & ACCEL_DEBUG_VERIFY && config->ncpus > 1)
+		r = error_set(err, EINVAL, "the verifying mode runs one vCPU; give --cpus 1");
 	if (config->ncpus > sizeof(vm->vm.vcpu) / sizeof(vm->vm.vcpu[0]))
 		r = error_set(err, EINVAL, "the translator runs at most 64 vCPUs; lower --cpus");
 	if (r >= 0)
@@ -697,6 +730,7 @@ static int vm_create(struct accel_vm **out, const struct accel_vm_config *config
 static void vcpu_destroy(struct accel_vcpu *vcpu)
 {
 	struct dbt_vcpu *v = &vcpu->v;
+	dbt_verify_destroy(v);
 	emu_destroy(&v->emu);
 	v->vm->vcpu[v->config.index] = NULL;
 	if (v->shadow_base)
@@ -745,6 +779,10 @@ static int vcpu_create(struct accel_vcpu **out, struct accel_vm *vm, const struc
 		return error_set(err, ENOMEM, "out of memory for vCPU %u", config->index);
 	}
 	vm->vm.vcpu[config->index] = v;
+	if (vm->vm.debug & ACCEL_DEBUG_VERIFY && dbt_verify_create(v, err) < 0) {
+		vcpu_destroy(vcpu);
+		return -ENOMEM;
+	}
 	*out = vcpu;
 	return 0;
 }

@@ -111,6 +111,7 @@ enum dbt_exit {
 };
 
 struct dbt_vm;
+struct dbt_verify;
 struct view;
 
 struct dbt_vcpu {
@@ -176,6 +177,7 @@ struct dbt_vcpu {
 	_Atomic uint8_t work;	    /* flush_all_requested etc. by the world stopper */
 
 	struct dbt_vm *vm;
+	struct dbt_verify *verify; /* ACCEL_DEBUG_VERIFY */
 	struct emu emu;
 	struct accel_vcpu_config config;
 	bool io_stop;	/* a handler asked to stop */
@@ -203,6 +205,7 @@ struct tb {
 	uint32_t meta;	   /* first of its ninsn insn_meta */
 	uint16_t ninsn, len;
 	uint8_t flags_live; /* status flags are read before written */
+	uint16_t live;	   /* which */
 	uint8_t dead;
 	uint8_t cross;	   /* its one instruction continues on page phys2 */
 	uint32_t view2;
@@ -212,10 +215,13 @@ struct tb {
 	uint32_t incoming; /* links that jump here */
 };
 
+enum { INSN_STEPPED = 1 /* ends the block: the stepper's */, INSN_VOLATILE = 2 /* another result each time */, INSN_STRING = 4 };
+
 struct insn_meta {
 	uint32_t host; /* RX of the instruction's first byte */
 	uint16_t pc;   /* offset from tb->pc */
-	uint16_t cold; /* unused */
+	uint8_t flags; /* INSN_* */
+	uint8_t runs;  /* of the first instruction: how often the verifying mode ran the block */
 };
 
 /* A patchable jump or call out of a block. */

@@ -147,7 +147,7 @@ static uint64_t transfer(struct dbt_vcpu *v, uint64_t pc)
 	dbt_shadow_select(v);
 	v->shadow_rsp -= 8;
 	const struct jump_cache *j = &v->jump_cache[JUMP_HASH(pc)];
-	if (j->pc == pc && j->mode == dbt_mode(v) && !(v->s.rflags & FL_TF) && !(v->iflag && v->irq_waiting) &&
+	if (!(v->vm->debug & ACCEL_DEBUG_NO_CHAIN) && j->pc == pc && j->mode == dbt_mode(v) && !(v->s.rflags & FL_TF) && !(v->iflag && v->irq_waiting) &&
 	    v->token[j->slot] == j->token) /* the block's own check may spoil flags that another block at this pc reads */
 		return j->at;
 	v->exit_pc = pc;
