@@ -395,6 +395,7 @@ uint64_t dbt_help_write_cr3(struct dbt_vcpu *v, uint64_t value, uint64_t next, u
 uint64_t dbt_help_xsave(struct dbt_vcpu *v, uint64_t gva, uint64_t pc, uint64_t ret);
 uint64_t dbt_help_xsavec(struct dbt_vcpu *v, uint64_t gva, uint64_t pc, uint64_t ret);
 uint64_t dbt_help_xsaveopt(struct dbt_vcpu *v, uint64_t gva, uint64_t pc, uint64_t ret);
+void dbt_fpu_scrub(const struct dbt_vcpu *v, uint8_t *image);
 uint64_t dbt_help_xrstor(struct dbt_vcpu *v, uint64_t gva, uint64_t pc, uint64_t ret);
 
 /* The private stacks lie in one mapping: guard, supervisor's, guard, user's, guard. Top (empty) rsp of one of them. */
@@ -410,6 +411,11 @@ int dbt_signal_thread(struct dbt_vcpu *v);
 void dbt_signal_thread_done(struct dbt_vcpu *v);
 
 /* --- dbt.c --- */
+/* Flags that only the stepper knows: single steps, and alignment checks in user code. (light) */
+static inline bool dbt_flags_step(const struct x86_state *s)
+{
+	return s->rflags & FL_TF || (s->rflags & FL_AC && s->cpl == 3 && s->cr0 & CR0_AM);
+}
 void dbt_fpu_save(struct dbt_vcpu *v);
 uint32_t dbt_mode(const struct dbt_vcpu *v);
 /* Make shadow_rsp the private stack of the current privilege class, and empty those that a flush made stale. (light) */
