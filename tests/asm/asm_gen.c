@@ -345,6 +345,19 @@ static uint16_t live_from(const struct asm_gen *g, unsigned i, unsigned from, ui
 	return live;
 }
 
+static bool is_boundary(const struct asm_item *it, unsigned off)
+{
+	unsigned at = 0;
+
+	while (at < off) {
+		struct x86_insn in;
+		if (x86_decode(it->bytes + at, it->len - at, X86_MODE_64, &in) < 0)
+			return false;
+		at += in.len;
+	}
+	return at == off;
+}
+
 uint16_t asm_gen_dead(const struct asm_gen *g, uint64_t rip)
 {
 	uint32_t at[ASM_ITEMS + 1];
@@ -352,7 +365,9 @@ uint16_t asm_gen_dead(const struct asm_gen *g, uint64_t rip)
 
 	item_offsets(g, at);
 	for (unsigned i = 0; i < g->n; i++)
-		if (rip >= at[i] && rip < at[i + 1])
+		if (rip >= at[i] && rip < at[i + 1] && !is_boundary(&g->item[i], (unsigned)(rip - at[i])))
+			return FL_STATUS; /* a wild jump into an instruction: nobody knows */
+		else if (rip >= at[i] && rip < at[i + 1])
 			return (uint16_t)(FL_STATUS & ~live_from(g, i, (unsigned)(rip - at[i]), FL_STATUS, seen));
 	return 0;
 }
@@ -901,13 +916,53 @@ static bool gen_smc(struct asm_gen *g, struct asm_item *it)
 	return true;
 }
 
+/* User-level, but with a life of their own in the translator: SYSCALL (to a SYSRET), CPUID, FS and GS bases. */
+static bool gen_helped(struct asm_gen *g, struct asm_item *it)
+{
+	uint16_t taken = g->pointers | g->indexes | g->kept;
+	unsigned reg = free_reg(g);
+
+	switch (below(g, 5)) {
+	case 0:
+		if (!g->start.user || taken & (1u << RCX | 1u << R11))
+			return false;
+		it->alien = true;
+		put(it, 0x0f), put(it, 0x05);
+		return true;
+	case 1: {
+		static const uint32_t leaf[] = { 0, 1, 7, 0xd, 0x80000000, 0x80000001, 0x80000008, 0x40000000 };
+		if (taken & (1u << RAX | 1u << RBX | 1u << RCX | 1u << RDX))
+			return false;
+		it->alien = true;
+		put_mov_imm32(it, RAX, leaf[below(g, 8)]);
+		put_mov_imm32(it, RCX, below(g, 3));
+		put(it, 0x0f), put(it, 0xa2);
+		return true;
+	}
+	case 2: /* rdfsbase, rdgsbase */
+		put(it, 0xf3), put(it, (uint8_t)((one_in(g, 3) ? 0x40 : 0x48) | (reg & 8 ? 1 : 0))), put(it, 0x0f), put(it, 0xae);
+		put(it, (uint8_t)(0xc0 | below(g, 2) << 3 | (reg & 7)));
+		return true;
+	default: /* lea reg, [pointer + disp]; wrfsbase or wrgsbase reg */
+		put_lea_pointer(g, it, reg, (int32_t)below(g, 0x200));
+		put(it, 0xf3), put(it, (uint8_t)(0x48 | (reg & 8 ? 1 : 0))), put(it, 0x0f), put(it, 0xae);
+		put(it, (uint8_t)(0xd0 | below(g, 2) << 3 | (reg & 7)));
+		return true;
+	}
+}
+
 static bool gen_kernel(struct asm_gen *g, struct asm_item *it)
 {
 	static const uint8_t swapgs[] = { 0x0f, 0x01, 0xf8 };
 	unsigned reg = free_reg(g);
 
 	it->kernel = it->alien = true;
-	switch (below(g, 9)) {
+	switch (below(g, 10)) {
+	case 9: /* pushfq; xor byte [rsp + 1], IF or DF or IOPL; popfq; cld */
+		put(it, 0x9c);
+		put(it, 0x80), put(it, 0x74), put(it, 0x24), put(it, 1), put(it, (uint8_t)rnd(g) & 0x36);
+		put(it, 0x9d), put(it, 0xfc);
+		break;
 	case 0:
 		put(it, 0xfa);
 		break;
@@ -1080,7 +1135,7 @@ static void random_item(struct asm_gen *g, unsigned features, bool function)
 		else if (kind < 25)
 			ok = !function && gen_branch(g, it, self, ASM_ITEMS);
 		else if (kind < 27)
-			ok = features & ASM_GEN_KERNEL && gen_kernel(g, it);
+			ok = features & ASM_GEN_KERNEL ? gen_kernel(g, it) : one_in(g, 3) && gen_helped(g, it);
 		else
 			ok = features & ASM_GEN_FPU && gen_fpu(g, it);
 		/* A function's body must find its return address again, most of the time. */

@@ -10,7 +10,7 @@
 const uint64_t asm_base[ASM_BASES] = { 0x78000000, 0x2a3000000000, 0xffffffff81000000, 0xffff888040000000 };
 
 /* Supervisor's pages, at the same gva and gpa. */
-enum { GDT = 0x1000, IDT = 0x2000, TSS = 0x3000, HANDLERS = 0x4000, IST_PAGE = 0x8000, IST_TOP = 0x9000, TABLES = 0x100000 };
+enum { GDT = 0x1000, IDT = 0x2000, TSS = 0x3000, HANDLERS = 0x4000, SYSCALL_ENTRY = 0x4800, IST_PAGE = 0x8000, IST_TOP = 0x9000, TABLES = 0x100000 };
 enum { SEL_KCODE = 0x10, SEL_KDATA = 0x18, SEL_UDATA = 0x2b, SEL_UCODE = 0x33, SEL_TSS = 0x40 };
 enum { PTE_P = 1, PTE_W = 2, PTE_U = 4, PTE_A = 0x20, PTE_D = 0x40, PTE_G = 0x100 };
 #define PTE_NX (1ull << 63)
@@ -117,8 +117,11 @@ static void build(struct asm_vm *m)
 	memset(m->ram.base + ASM_CODE_GPA, 0xf4, ASM_CODE_PAGES * PAGE);
 	m->cr3 = TABLES;
 	m->tables_end = TABLES + PAGE;
-	for (unsigned gva = GDT; gva <= IST_PAGE; gva += PAGE)
-		put(m, pte_at(m, gva), 8, gva | PTE_P | PTE_W | PTE_A | PTE_D);
+	static const unsigned system[] = { GDT, IDT, TSS, HANDLERS, IST_PAGE };
+	for (unsigned i = 0; i < sizeof(system) / sizeof(system[0]); i++) {
+		unsigned gva = system[i];
+		put(m, pte_at(m, gva), 8, gva | (gva == HANDLERS ? 0 : PTE_NX) | PTE_P | PTE_A | (gva == IST_PAGE ? PTE_W | PTE_D : 0)); /* no program shall break them */
+	}
 	for (unsigned b = 0; b < ASM_BASES; b++)
 		map_program(m, b, false);
 	put_desc(m, SEL_KCODE, 0, 0xfffff, ATTR_CODE);
@@ -133,6 +136,7 @@ static void build(struct asm_vm *m)
 		put(m, IDT + v * 16, 8, (handler & 0xffff) | SEL_KCODE << 16 | 1ull << 32 | 0x8eull << 40);
 		put(m, handler, 8, 0xfdebf4); /* hlt; jmp to it */
 	}
+	put(m, SYSCALL_ENTRY, 8, 0x070f48); /* sysretq */
 }
 
 /* --- running --- */
@@ -225,6 +229,9 @@ static void start_state(const struct asm_vm *m, const struct asm_program *p, str
 	s->xcr0 = XCR0_SUPPORTED;
 	s->gdt = (struct x86_dtr){ GDT, 0x4f };
 	s->idt = (struct x86_dtr){ IDT, 32 * 16 - 1 };
+	s->star = (uint64_t)SEL_KCODE << 32 | (uint64_t)((SEL_UDATA - 8) | 3) << 48;
+	s->lstar = SYSCALL_ENTRY;
+	s->sfmask = FL_IF | FL_DF | FL_TF;
 	s->seg[SREG_TR] = (struct x86_seg){ .base = TSS, .limit = 0x67, .sel = SEL_TSS, .attr = SEG_P | 0xb };
 	s->seg[SREG_LDTR] = (struct x86_seg){ 0 };
 	/* Selectors as a process on Linux has them. */
@@ -265,11 +272,13 @@ void asm_vm_run(struct asm_vm *m, const struct asm_program *p, struct asm_result
 	asm_fill(m->ram.base + ASM_STACK_GPA, p->fill ^ 0x5555);
 	ram_written(&m->ram, ASM_DATA_GPA, ASM_WINDOW);
 	ram_written(&m->ram, ASM_STACK_GPA, ASM_WINDOW);
-	if (m->last_len) {
+	bool same = m->last_len == p->len && m->last_start == p->start && !memcmp(m->ram.base + ASM_CODE_GPA + p->start, p->code, p->len);
+	if (m->last_len && !same) {
 		memset(m->ram.base + ASM_CODE_GPA + m->last_start, 0xf4, m->last_len);
 		ram_written(&m->ram, ASM_CODE_GPA + m->last_start, m->last_len);
 	}
-	ram_write(&m->ram, ASM_CODE_GPA + p->start, p->code, p->len);
+	if (!same) /* what is translated stays so */
+		ram_write(&m->ram, ASM_CODE_GPA + p->start, p->code, p->len);
 	m->last_start = p->start;
 	m->last_len = p->len;
 	start_state(m, p, &s);

@@ -1,5 +1,5 @@
 /* Generated instruction sequences: interpreter, translator in its forced modes, and the host itself must agree.
- * fuzz-asm SECONDS SEED [COUNT]: programs SEED, SEED+1, ...; COUNT 1 repeats one. Prints the shortened program. */
+ * fuzz-asm SECONDS SEED [COUNT]: programs SEED, SEED+1, ...; COUNT 1 repeats one (then SEED is the program's). Prints the shortened program. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -22,10 +22,8 @@ int main(int argc, char **argv)
 		return 1;
 	}
 	uint64_t start = clock_ns(), shown = start;
-	if (seed < UINT64_MAX / 1000000)
+	if (argc <= 3 && seed < UINT64_MAX / 1000000)
 		seed *= 1000000; /* runs of neighbouring seeds do not meet */
-	if (count == 1)
-		seed = strtoull(argv[2], NULL, 0);
 	for (uint64_t k = 0; k < count && clock_ns() < start + seconds * NS_PER_SEC && bad < 10; k++) {
 		if (!asm_diff_seed(&diff, seed + k)) {
 			fprintf(stderr, "fuzz-asm: repeat with: %s %llu %llu 1\n\n", argv[0], (unsigned long long)seconds,

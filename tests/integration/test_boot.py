@@ -169,10 +169,17 @@ def test_forced_modes(accel, mode):
     """Each makes a rare path of the translator the common one; the kernel boots all the same."""
     if accel != "dbt":
         pytest.skip("forced modes are the translator's")
-    if mode == "random-flush":
-        # Accepted by --debug, but nothing in accel/dbt reads its bit: a boot would pass without having tested anything.
-        pytest.skip("the translator does not implement random-flush yet")
     healthy(boot(accel, "trapline.report trapline.dmesg", "--debug", mode, cpus=2, timeout=300 * SLOW), 2)
+
+
+def test_lockstep(accel):
+    """A boot in which each block's first runs, and some of the later ones, are done by the stepper too: no difference."""
+    if accel != "dbt":
+        pytest.skip("the translator is what is compared with the stepper")
+    out = boot(accel, "trapline.report trapline.dmesg", "--debug", "verify", "--verbose", cpus=1, timeout=300 * SLOW)
+    healthy(out, 1)
+    verified = int(re.search(r"(\d+) blocks verified", out.err).group(1))
+    assert verified > 100000
 
 
 def test_small_code_cache(accel):

@@ -22,7 +22,7 @@ enum exec_result {
 	RUN_HLT = 6,
 };
 
-enum { EXEC_ENTRIES = 8192, EXEC_SLOT = 320, EXEC_BOUNCE = 256 };
+enum { EXEC_ENTRIES = 32768, EXEC_SLOT = 320, EXEC_BOUNCE = 256 };
 
 enum exec_fpu { FPU_NONE, FPU_X87, FPU_WAIT, FPU_MMX, FPU_SSE, FPU_VEX, FPU_VEX_GPR, FPU_MIXED };
 
