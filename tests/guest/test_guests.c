@@ -1,6 +1,6 @@
 /*
  * Runs a bare-metal test guest on every accelerator of this build, and in the translator's forced modes:
- * test_guests NAME.elf [cpus=N] [modes]. The output must be the same everywhere and end in "NAME: N checks, 0 failed".
+ * test_guests NAME.elf [cpus=N] [modes=all|NAME,NAME...]. The output must be the same everywhere and end in "NAME: N checks, 0 failed".
  * TRAPLINE_GUEST_MODE=name runs only the mode of this name (as the output shows them), and prints what the guest printed.
  */
 #include <fcntl.h>
@@ -109,21 +109,38 @@ static double now(void)
 	return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
 }
 
+/* Is name among the comma-separated names of list? */
+static bool listed(const char *list, const char *name)
+{
+	size_t n = strlen(name);
+	for (const char *p = list; p; p = strchr(p, ',')) {
+		p += *p == ',';
+		if (!strncmp(p, name, n) && (p[n] == 0 || p[n] == ','))
+			return true;
+	}
+	return false;
+}
+
 int main(int argc, char **argv)
 {
 	if (argc < 2)
 		return 2;
 	const char *only = getenv("TRAPLINE_GUEST_MODE");
 	unsigned ncpus = 1;
-	for (int i = 2; i < argc; i++)
-		sscanf(argv[i], "cpus=%u", &ncpus);
+	const char *list = "all";
+	for (int i = 2; i < argc; i++) {
+		if (!strncmp(argv[i], "modes=", 6))
+			list = argv[i] + 6;
+		else
+			sscanf(argv[i], "cpus=%u", &ncpus);
+	}
 	static char text[OUTPUT_MAX], first[OUTPUT_MAX];
 	bool all = true;
 	clock_init();
 	for (size_t i = 0; i < sizeof(modes) / sizeof(modes[0]); i++) {
 		const struct guest_mode *mode = &modes[i];
 		struct error why;
-		if (only && strcmp(only, mode->name))
+		if (only ? strcmp(only, mode->name) : strcmp(list, "all") && !listed(list, mode->name))
 			continue;
 		const struct accel_ops *accel = accel_find(mode->accel);
 		if (!accel || accel->probe(&why)) {

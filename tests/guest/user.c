@@ -47,7 +47,7 @@ SNIPPET(popf_1, "push %rax\n popf\n pushf\n pop %rbx\n ud2");
 SNIPPET(popf_w, "push %rax\n popfw\n pushf\n pop %rbx\n ud2");
 SNIPPET(sahf_1, "mov $0xffff, %eax\n sahf\n lahf\n pushf\n pop %rbx\n ud2");
 SNIPPET(segs, "mov %ds, %eax\n mov %es, %ecx\n mov %fs, %edx\n mov %gs, %ebx\n mov %cs, %esi\n mov %ss, %edi\n ud2");
-SNIPPET(fsgs, "mov %fs:0, %rax\n mov %gs:8, %rbx\n mov %rcx, %fs:16(%rdi)\n mov %gs:(,%rdi,8), %rdx\n lea %fs:5(%rdi), %rsi\n ud2");
+SNIPPET(fsgs, "mov %fs:0, %rax\n mov %gs:8, %rbx\n mov %rcx, %fs:16(%rdi)\n mov %gs:(,%rdi,8), %rdx\n .byte 0x64\n lea 5(%rdi), %rsi\n ud2");
 SNIPPET(fsgsbase, "rdfsbase %rax\n rdgsbase %rbx\n wrfsbase %rcx\n wrgsbase %rdx\n mov %fs:0, %rsi\n mov %gs:0, %rdi\n rdfsbase %r8\n rdgsbase %r9d\n ud2");
 SNIPPET(wrfs_bad, "wrfsbase %rcx\n ud2");
 SNIPPET(steps, "mov $1, %eax\n add $2, %eax\n push %rax\n pop %rcx\n jmp 1f\n ud2\n 1: call 2f\n nop\n ud2\n 2: inc %ecx\n ret");
