@@ -169,9 +169,6 @@ def test_forced_modes(accel, mode):
     """Each makes a rare path of the translator the common one; the kernel boots all the same."""
     if accel != "dbt":
         pytest.skip("forced modes are the translator's")
-    if mode == "random-flush":
-        # Accepted by --debug, but nothing in accel/dbt reads its bit: a boot would pass without having tested anything.
-        pytest.skip("the translator does not implement random-flush yet")
     healthy(boot(accel, "trapline.report trapline.dmesg", "--debug", mode, cpus=2, timeout=300 * SLOW), 2)
 
 
