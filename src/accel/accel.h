@@ -110,6 +110,7 @@ enum accel_debug {
 	ACCEL_DEBUG_POISON_FLAGS = 1 << 4, /* overwrite flags that analysis calls dead */
 	ACCEL_DEBUG_NO_CHAIN = 1 << 5,	   /* every block returns to the dispatcher */
 	ACCEL_DEBUG_ICOUNT = 1 << 6,	   /* TSC = instructions executed: deterministic runs, one vCPU */
+	ACCEL_DEBUG_VERIFY = 1 << 7,	   /* run each block in the stepper too and compare, one vCPU */
 };
 
 struct accel_vm;

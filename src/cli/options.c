@@ -151,7 +151,7 @@ static int parse_debug(struct run_options *o, const char *value, struct error *e
 		{ "one-insn", ACCEL_DEBUG_ONE_INSN },	      { "tiny-tlb", ACCEL_DEBUG_TINY_TLB },
 		{ "checks-fail", ACCEL_DEBUG_CHECKS_FAIL },   { "random-flush", ACCEL_DEBUG_RANDOM_FLUSH },
 		{ "poison-flags", ACCEL_DEBUG_POISON_FLAGS }, { "no-chain", ACCEL_DEBUG_NO_CHAIN },
-		{ "icount", ACCEL_DEBUG_ICOUNT },
+		{ "icount", ACCEL_DEBUG_ICOUNT },	      { "verify", ACCEL_DEBUG_VERIFY },
 	};
 	for (const char *p = value;;) {
 		size_t len = strcspn(p, ",");
@@ -161,7 +161,7 @@ static int parse_debug(struct run_options *o, const char *value, struct error *e
 		if (i == n)
 			return error_set(err, EINVAL,
 					 "--debug %.*s: no such mode; the modes are one-insn, tiny-tlb, checks-fail, "
-					 "random-flush, poison-flags, no-chain and icount, joined by commas",
+					 "random-flush, poison-flags, no-chain, icount and verify, joined by commas",
 					 (int)len, p);
 		o->debug |= modes[i].bit;
 		if (!p[len])

@@ -316,6 +316,7 @@ void guest_ap_start(u32 n)
 		if (c->fn) {
 			c->fn(c->arg);
 			__atomic_store_n(&c->fn, NULL, __ATOMIC_RELEASE);
+			ipi(0, 0x4000 | IRQ_WAKE);
 			continue;
 		}
 		__asm__ volatile("sti; hlt" : : : "memory");
@@ -335,6 +336,15 @@ void start_cpus(void)
 	}
 }
 
+bool ap_is_up(unsigned n, bool forget)
+{
+	if (forget) {
+		cpus[n].up = false;
+		cpus[n].fn = NULL;
+	}
+	return cpus[n].up;
+}
+
 void run_on(unsigned n, void (*fn)(void *), void *arg)
 {
 	cpus[n].arg = arg;
@@ -345,7 +355,7 @@ void run_on(unsigned n, void (*fn)(void *), void *arg)
 void wait_for(unsigned n)
 {
 	while (__atomic_load_n(&cpus[n].fn, __ATOMIC_ACQUIRE))
-		pause();
+		__asm__ volatile("sti; hlt; cli" : : : "memory");
 }
 
 void run_all(void (*fn)(void *), void *arg)

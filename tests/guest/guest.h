@@ -79,8 +79,9 @@ void set_pte(u64 va, u64 value);
 /* --- processor --- */
 unsigned cpu(void);	    /* index of this processor */
 void start_cpus(void);	    /* the other guest_cpus - 1; they sit in HLT until run_on */
+bool ap_is_up(unsigned n, bool forget); /* forget: it was stopped by INIT, and has nothing to do any more */
 void run_on(unsigned n, void (*fn)(void *), void *arg); /* returns at once */
-void wait_for(unsigned n);  /* until it is done */
+void wait_for(unsigned n);  /* until it is done; from processor 0, interrupts are open meanwhile */
 void run_all(void (*fn)(void *), void *arg); /* on all at the same time, this one too */
 void ipi(unsigned n, u32 vector_and_mode);
 void eoi(void);

@@ -172,6 +172,16 @@ def test_forced_modes(accel, mode):
     healthy(boot(accel, "trapline.report trapline.dmesg", "--debug", mode, cpus=2, timeout=300 * SLOW), 2)
 
 
+def test_lockstep(accel):
+    """A boot in which each block's first runs, and some of the later ones, are done by the stepper too: no difference."""
+    if accel != "dbt":
+        pytest.skip("the translator is what is compared with the stepper")
+    out = boot(accel, "trapline.report trapline.dmesg", "--debug", "verify", "--verbose", cpus=1, timeout=300 * SLOW)
+    healthy(out, 1)
+    verified = int(re.search(r"(\d+) blocks verified", out.err).group(1))
+    assert verified > 100000
+
+
 def test_small_code_cache(accel):
     """A cache that fills again and again: translations are thrown away and made anew."""
     if accel != "dbt":

@@ -7,6 +7,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/time.h>
 
 #include <cmocka.h>
@@ -108,6 +109,50 @@ PROGRAM(p_calls, "jmp 2f\n"
 		 "call *%rax\n"
 		 "hlt");
 
+/* Where the last x87 instruction was, by XSAVE and by FXSAVE. */
+PROGRAM(p_pointers, "fldl p_pointers + 0x100000(%rip)\n"
+		    "movl $7, %eax\n"
+		    "xorl %edx, %edx\n"
+		    "leaq p_pointers + 0x101000(%rip), %rdi\n"
+		    "andq $-64, %rdi\n"
+		    "xsave64 (%rdi)\n"
+		    "movq 8(%rdi), %rbx\n"
+		    "movq 16(%rdi), %rbp\n"
+		    "fldl p_pointers + 0x100000(%rip)\n"
+		    "fxsave64 (%rdi)\n"
+		    "movq 8(%rdi), %r8\n"
+		    "movq 16(%rdi), %r9\n"
+		    "hlt");
+
+/* User code that asks for alignment checks, by POPF. */
+PROGRAM(p_align, "pushq $0x2b\n"
+		 "leaq p_align + 0x200800(%rip), %rax\n"
+		 "pushq %rax\n"
+		 "pushq $2\n"
+		 "pushq $0x33\n"
+		 "leaq 4f(%rip), %rcx\n"
+		 "pushq %rcx\n"
+		 "iretq\n"
+		 "4: movl p_align + 0x100001(%rip), %ebx\n"
+		 "pushfq\n"
+		 "orq $0x40000, (%rsp)\n"
+		 "popfq\n"
+		 "movl p_align + 0x100001(%rip), %edx\n"
+		 "hlt");
+
+/* A check moved before changes of RSP that add up to 4 GiB. */
+PROGRAM(p_far, "pushq %rax\n"
+	       "popq %rax\n"
+	       "jmp 1f\n"
+	       "1: xorl %ebx, %ebx\n"
+	       "leaq -0x40000000(%rsp), %rsp\n"
+	       "leaq -0x40000000(%rsp), %rsp\n"
+	       "leaq -0x40000000(%rsp), %rsp\n"
+	       "leaq -0x40000000(%rsp), %rsp\n"
+	       "movq %rsp, (%rsp)\n"
+	       "setz %cl\n"
+	       "hlt");
+
 static struct asm_vm interp, dbt;
 
 static int setup(void **state)
@@ -182,6 +227,39 @@ static void test_ts(void **state)
 	compare(p_ts, p_ts_end);
 }
 
+static void test_align(void **state)
+{
+	(void)state;
+	compare(p_align, p_align_end);
+}
+
+static void test_far(void **state)
+{
+	/* What of the host's would be hit: 4 GiB before the stack page. */
+	uint8_t *at = dbt.ram.base + ASM_STACK_GPA + 0x2000 - (1ull << 32);
+	void *host = mmap(at, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+
+	(void)state;
+	compare(p_far, p_far_end);
+	if (host == at)
+		munmap(host, 4096);
+}
+
+static void test_pointers(void **state)
+{
+	static struct asm_program p;
+	static struct asm_result r;
+
+	(void)state;
+	program(&p, p_pointers, p_pointers_end);
+	asm_vm_run(&dbt, &p, &r);
+	assert_int_equal(r.end, ASM_HALTED);
+	assert_int_equal(r.s.gpr[RBX], 0);
+	assert_int_equal(r.s.gpr[RBP], 0);
+	assert_int_equal(r.s.gpr[R8], 0);
+	assert_int_equal(r.s.gpr[R9], 0);
+}
+
 static void on_alarm(int sig)
 {
 	(void)sig;
@@ -210,6 +288,9 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_resume, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_user, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_ts, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_align, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_far, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_pointers, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_calls, setup, teardown),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -281,6 +281,8 @@ void dbt_cache_flush(struct dbt_vm *vm)
 		}
 	}
 	vm->ntb = vm->nlink = vm->nview = 1;
+	if (vm->next_token > UINT32_MAX / 2)
+		vm->next_token = 1; /* 0 is that of an empty slot */
 	vm->nmeta = 0;
 	vm->code_used = vm->code_stubs;
 	vm->code_trimmed = 0;
@@ -315,7 +317,7 @@ void dbt_cache_trim(struct dbt_vm *vm)
 bool dbt_cache_full(const struct dbt_vm *vm)
 {
 	return vm->code_used + 65536 > vm->code_size || vm->ntb + 8 > vm->max_tb || vm->nlink + 256 > vm->max_link ||
-	       vm->nmeta + 256 > vm->max_meta || vm->nview + 8 > vm->max_view;
+	       vm->nmeta + 256 > vm->max_meta || vm->nview + 8 > vm->max_view || vm->next_token > UINT32_MAX - 8;
 }
 
 void dbt_page_protect(struct dbt_vm *vm, struct dbt_vcpu *self, uint64_t page)

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "accel/dbt/gen.h"
+#include "accel/dbt/verify.h"
 #include "base/clock.h"
 #include "base/error.h"
 
@@ -40,6 +41,7 @@ void dbt_fpu_save(struct dbt_vcpu *v)
 			 :
 			 : "r"(v->s.xsave), "r"(&mxcsr), "a"(GUEST_XCR0), "d"(0)
 			 : "memory");
+	dbt_fpu_scrub(v, v->s.xsave);
 	v->fpu_live = false;
 }
 
@@ -62,7 +64,7 @@ static void flags_split(struct dbt_vcpu *v)
 {
 	v->hflags = v->s.rflags & FL_STATUS;
 	v->iflag = (v->s.rflags & FL_IF) != 0;
-	v->s.rflags &= ~(uint64_t)(FL_STATUS | FL_IF);
+	v->s.rflags &= ~(uint64_t)(FL_STATUS | FL_IF | FL_RF); /* RF: for the stepper's next instruction; nothing here looks at breakpoints */
 }
 
 /* Around everything that uses the emulator or device code. */
@@ -212,7 +214,7 @@ uint32_t dbt_mode(const struct dbt_vcpu *v)
 /* The state cannot run translated: the stepper takes it, an instruction at a time. */
 static bool must_step(const struct dbt_vcpu *v)
 {
-	return !x86_code64(&v->s) || v->s.shadow != SHADOW_NONE || v->s.rflags & FL_TF || !(v->s.cr0 & CR0_PG) ||
+	return !x86_code64(&v->s) || v->s.shadow != SHADOW_NONE || dbt_flags_step(&v->s) || !(v->s.cr0 & CR0_PG) ||
 	       (v->s.cpl != 3 && v->s.cpl != 0);
 }
 
@@ -389,17 +391,16 @@ static int64_t find_block(struct dbt_vcpu *v, uint32_t mode, int *stop)
 		if (!tb)
 			return 0;
 	}
-	/* The tables may be flushed while we look: then what was read is not to be used. Tokens are never used twice. */
+	/* The tables may be flushed while we look: then what was read is not to be used. */
 	bool cross = vm->tb[tb].cross;
 	struct view w = vm->view[vm->tb[tb].view], w2 = vm->view[vm->tb[tb].view2];
 	if (atomic_load(&vm->flushes) != v->found_gen)
 		return -1;
+	if (cross && dbt_itlb(v, (pc & PAGE_MASK) + PAGE_SIZE, &phys2, &global2, &error) < 0)
+		return 0;
 	dbt_token_set(v, &w, global);
-	if (cross) {
-		if (dbt_itlb(v, (pc & PAGE_MASK) + PAGE_SIZE, &phys2, &global2, &error) < 0)
-			return 0;
+	if (cross)
 		dbt_token_set(v, &w2, global2);
-	}
 	/* Or its page may be invalidated: blocks die first, then tokens are cleared everywhere. Either we see the block dead, or our
 	 * token was there to be cleared. */
 	atomic_thread_fence(memory_order_seq_cst);
@@ -410,34 +411,6 @@ static int64_t find_block(struct dbt_vcpu *v, uint32_t mode, int *stop)
 		return -1;
 	}
 	return tb;
-}
-
-/* The forced mode: flushes of all kinds and early exits where none is needed. */
-static void random_flush(struct dbt_vcpu *v)
-{
-	struct dbt_vm *vm = v->vm;
-	v->rng = (v->rng + v->config.index) * 6364136223846793005ull + 1442695040888963407ull;
-	unsigned dice = (unsigned)(v->rng >> 40);
-	if (dice % 8 == 0)
-		__atomic_store_n(&v->exit_req, 1, __ATOMIC_SEQ_CST);
-	if (dice % 32 == 1)
-		dbt_tlb_reset(v);
-	if (dice % 64 == 2)
-		dbt_tlb_flush(v, EMU_FLUSH_SWITCH, 0, 0);
-	if (dice % 64 != 3)
-		return;
-	dbt_fpu_save(v);
-	pthread_mutex_lock(&vm->lock);
-	if (dice % 4096 == 3) {
-		dbt_world_stop(vm, v);
-		dbt_cache_flush(vm);
-		dbt_world_start(vm);
-	} else if (vm->nview > 1) {
-		const struct view *w = &vm->view[1 + (v->rng >> 20) % (vm->nview - 1)];
-		if (!w->dead)
-			dbt_page_invalidate(vm, (uint64_t)dbt_ram_page(vm, w->pa));
-	}
-	pthread_mutex_unlock(&vm->lock);
 }
 
 /* What the exit means, read from the tables while they cannot be flushed: s.rip, exit_mode, exit_stale. */
@@ -503,7 +476,38 @@ static bool enter(struct dbt_vcpu *v, uint32_t at, const struct tb *t, bool indi
 		resolve_exit(v);
 	}
 	atomic_store_explicit(&v->inside, 0, memory_order_release);
+	if (!valid)
+		dbt_tokens_drop(v); /* one may have been set behind the flush's back */
 	return valid;
+}
+
+/* The verifying mode around a block. False if there was a difference. */
+static bool verify_begin(struct dbt_vcpu *v, const struct tb *t, uint32_t tb)
+{
+	v->emu.why = "the verifying mode found a difference, see the log";
+	if (!dbt_verify_flags(v, t))
+		return false;
+	heavy_begin(v);
+	dbt_verify_begin(v, tb);
+	heavy_end(v);
+	return true;
+}
+
+static bool verify_end(struct dbt_vcpu *v)
+{
+	heavy_begin(v);
+	bool same = dbt_verify_end(v);
+	heavy_end(v);
+	return same;
+}
+
+/* Fill the tables that are not empty when zero: on the vCPU's own thread, and only if it ever runs. */
+static void first_run(struct dbt_vcpu *v)
+{
+	for (unsigned i = 0; i < ICACHE_SIZE; i++)
+		v->icache[0][i] = v->icache[1][i] = v->vm->stub.miss;
+	dbt_tlb_reset(v);
+	v->has_run = true;
 }
 
 /* ACCEL_DEBUG_RANDOM_FLUSH: what may happen at any time happens at every few visits to the dispatcher. The same on every run. */
@@ -566,6 +570,8 @@ static int vcpu_run(struct accel_vcpu *vcpu)
 	struct dbt_vm *vm = v->vm;
 	if (dbt_signal_thread(v) < 0 || syscall(SYS_arch_prctl, ARCH_SET_GS, (unsigned long)v) < 0)
 		return -ENOMEM;
+	if (!v->has_run)
+		first_run(v);
 	flags_split(v);
 	int stop = 0;
 	uint32_t from_link = 0;	   /* link to patch when the next block is found */
@@ -578,8 +584,6 @@ static int vcpu_run(struct accel_vcpu *vcpu)
 			if (stop)
 				break;
 		}
-		if (vm->debug & ACCEL_DEBUG_RANDOM_FLUSH)
-			random_flush(v);
 		look = __atomic_load_n(&v->exit_req, __ATOMIC_RELAXED);
 		if (must_step(v)) {
 			from_link = 0, from_target = false, extra = 0;
@@ -620,9 +624,17 @@ static int vcpu_run(struct accel_vcpu *vcpu)
 		from_link = 0, from_target = false, extra = 0;
 		v->trace[v->trace_at++ % 64].pc = v->s.rip;
 		uint32_t at = t->body;
+		if (v->verify && !verify_begin(v, t, (uint32_t)found)) {
+			stop = fail(v, EMU_FAILED);
+			break;
+		}
 	resume:
 		if (!enter(v, at, t, indirect))
 			continue;
+		if (v->verify && !verify_end(v)) {
+			stop = fail(v, EMU_FAILED);
+			break;
+		}
 		look = false;
 		extra = v->exit_mode;
 		switch ((enum dbt_exit)v->exit_reason) {
@@ -640,7 +652,7 @@ static int vcpu_run(struct accel_vcpu *vcpu)
 			look = true;
 			break;
 		case DBT_EXIT_STEP: {
-			uint32_t resume = v->resume_at;
+			uint32_t resume = v->verify ? 0 : v->resume_at;
 			v->resume_at = 0;
 			uint32_t before = dbt_mode(v);
 			uint64_t delivered = v->emu.delivered;
@@ -720,6 +732,8 @@ static int vm_create(struct accel_vm **out, const struct accel_vm_config *config
 	vm->vm.ram = config->ram;
 	vm->vm.ncpus = config->ncpus;
 	vm->vm.debug = config->debug_flags;
+	if (vm->vm.debug & ACCEL_DEBUG_VERIFY)
+		vm->vm.debug |= ACCEL_DEBUG_NO_CHAIN;
 	unsigned a, b, c, d;
 	if (__get_cpuid_count(0xd, 1, &a, &b, &c, &d)) {
 		vm->vm.host_xsaveopt = a & 1;
@@ -727,6 +741,8 @@ static int vm_create(struct accel_vm **out, const struct accel_vm_config *config
 	}
 	pthread_mutex_init(&vm->vm.lock, NULL);
 	pthread_mutex_init(&vm->vm.world, NULL);
+	if (vm->vm.debug & ACCEL_DEBUG_VERIFY && config->ncpus > 1)
+		r = error_set(err, EINVAL, "the verifying mode runs one vCPU; give --cpus 1");
 	if (config->ncpus > sizeof(vm->vm.vcpu) / sizeof(vm->vm.vcpu[0]))
 		r = error_set(err, EINVAL, "the translator runs at most 64 vCPUs; lower --cpus");
 	if (r >= 0)
@@ -745,6 +761,7 @@ static int vm_create(struct accel_vm **out, const struct accel_vm_config *config
 static void vcpu_destroy(struct accel_vcpu *vcpu)
 {
 	struct dbt_vcpu *v = &vcpu->v;
+	dbt_verify_destroy(v);
 	emu_destroy(&v->emu);
 	v->vm->vcpu[v->config.index] = NULL;
 	if (v->shadow_base)
@@ -788,15 +805,16 @@ static int vcpu_create(struct accel_vcpu **out, struct accel_vm *vm, const struc
 		v->shadow_rsp = dbt_shadow_top(v, 0);
 		v->shadow_other = dbt_shadow_top(v, 1);
 	}
-	for (unsigned i = 0; i < ICACHE_SIZE; i++)
-		v->icache[0][i] = v->icache[1][i] = vm->vm.stub.miss;
-	dbt_tlb_reset(v);
 	if (!v->shadow_base) {
 		vm->vm.vcpu[config->index] = v;
 		vcpu_destroy(vcpu);
 		return error_set(err, ENOMEM, "out of memory for vCPU %u", config->index);
 	}
 	vm->vm.vcpu[config->index] = v;
+	if (vm->vm.debug & ACCEL_DEBUG_VERIFY && dbt_verify_create(v, err) < 0) {
+		vcpu_destroy(vcpu);
+		return -ENOMEM;
+	}
 	*out = vcpu;
 	return 0;
 }
@@ -810,7 +828,8 @@ static void get_state(struct accel_vcpu *vcpu, struct x86_state *out)
 static void set_state(struct accel_vcpu *vcpu, const struct x86_state *in)
 {
 	vcpu->v.s = *in;
-	dbt_tlb_reset(&vcpu->v);
+	if (vcpu->v.has_run)
+		dbt_tlb_reset(&vcpu->v);
 }
 
 static void kick(struct accel_vcpu *vcpu)

@@ -111,6 +111,7 @@ enum dbt_exit {
 };
 
 struct dbt_vm;
+struct dbt_verify;
 struct view;
 
 struct dbt_vcpu {
@@ -156,6 +157,7 @@ struct dbt_vcpu {
 	bool has_huge;
 	uint64_t tlb_gen; /* counts flushes and revoked write tags: a block is resumed in the middle only if unchanged */
 
+	bool has_run;  /* its tables are set up */
 	bool fpu_live; /* the guest's FPU state is in the host registers */
 	bool shadow_reset[2]; /* [a] empty the private stack of supervisor (0) / user (1) code before entering */
 	bool super_local; /* supervisor code was run from a page that is not global */
@@ -175,6 +177,7 @@ struct dbt_vcpu {
 	_Atomic uint8_t work;	    /* flush_all_requested etc. by the world stopper */
 
 	struct dbt_vm *vm;
+	struct dbt_verify *verify; /* ACCEL_DEBUG_VERIFY */
 	struct emu emu;
 	struct accel_vcpu_config config;
 	bool io_stop;	/* a handler asked to stop */
@@ -202,6 +205,7 @@ struct tb {
 	uint32_t meta;	   /* first of its ninsn insn_meta */
 	uint16_t ninsn, len;
 	uint8_t flags_live; /* status flags are read before written */
+	uint16_t live;	   /* which */
 	uint8_t dead;
 	uint8_t cross;	   /* its one instruction continues on page phys2 */
 	uint32_t view2;
@@ -211,10 +215,13 @@ struct tb {
 	uint32_t incoming; /* links that jump here */
 };
 
+enum { INSN_STEPPED = 1 /* ends the block: the stepper's */, INSN_VOLATILE = 2 /* another result each time */, INSN_STRING = 4 };
+
 struct insn_meta {
 	uint32_t host; /* RX of the instruction's first byte */
 	uint16_t pc;   /* offset from tb->pc */
-	uint16_t cold; /* unused */
+	uint8_t flags; /* INSN_* */
+	uint8_t runs;  /* of the first instruction: how often the verifying mode ran the block */
 };
 
 /* A patchable jump or call out of a block. */
@@ -388,6 +395,7 @@ uint64_t dbt_help_write_cr3(struct dbt_vcpu *v, uint64_t value, uint64_t next, u
 uint64_t dbt_help_xsave(struct dbt_vcpu *v, uint64_t gva, uint64_t pc, uint64_t ret);
 uint64_t dbt_help_xsavec(struct dbt_vcpu *v, uint64_t gva, uint64_t pc, uint64_t ret);
 uint64_t dbt_help_xsaveopt(struct dbt_vcpu *v, uint64_t gva, uint64_t pc, uint64_t ret);
+void dbt_fpu_scrub(const struct dbt_vcpu *v, uint8_t *image);
 uint64_t dbt_help_xrstor(struct dbt_vcpu *v, uint64_t gva, uint64_t pc, uint64_t ret);
 
 /* The private stacks lie in one mapping: guard, supervisor's, guard, user's, guard. Top (empty) rsp of one of them. */
@@ -403,6 +411,11 @@ int dbt_signal_thread(struct dbt_vcpu *v);
 void dbt_signal_thread_done(struct dbt_vcpu *v);
 
 /* --- dbt.c --- */
+/* Flags that only the stepper knows: single steps, and alignment checks in user code. (light) */
+static inline bool dbt_flags_step(const struct x86_state *s)
+{
+	return s->rflags & FL_TF || (s->rflags & FL_AC && s->cpl == 3 && s->cr0 & CR0_AM);
+}
 void dbt_fpu_save(struct dbt_vcpu *v);
 uint32_t dbt_mode(const struct dbt_vcpu *v);
 /* Make shadow_rsp the private stack of the current privilege class, and empty those that a flush made stale. (light) */

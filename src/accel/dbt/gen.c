@@ -334,6 +334,22 @@ static void gen_entry_cold(struct gen *g)
 	e_jmp(c, g->vm->stub.poll);
 }
 
+static uint8_t insn_flags(const struct block_insn *bi)
+{
+	switch ((enum insn_class)bi->cls) {
+	case CLS_STEP:
+		return INSN_STEPPED;
+	case CLS_STRING:
+		return INSN_STRING;
+	case CLS_RDTSC:
+	case CLS_RDTSCP:
+	case CLS_XSTATE: /* the host tracks which state is in its initial configuration; the stepper does not */
+		return INSN_VOLATILE;
+	default:
+		return bi->in.mnemonic == ZYDIS_MNEMONIC_RDRAND || bi->in.mnemonic == ZYDIS_MNEMONIC_RDSEED ? INSN_VOLATILE : 0;
+	}
+}
+
 int dbt_generate(struct block *b, uint32_t tb)
 {
 	struct dbt_vm *vm = b->vm;
@@ -350,12 +366,14 @@ int dbt_generate(struct block *b, uint32_t tb)
 	g->ended = false;
 	struct code *c = &g->c;
 
-	t->flags_live = b->insn[0].live_in != 0;
+	t->live = b->insn[0].live_in;
+	t->flags_live = t->live != 0;
 	gen_entry(g, t);
 	t->meta = vm->nmeta;
 	unsigned i;
 	for (i = 0; i < b->n && !g->ended; i++) {
-		vm->meta[t->meta + i] = (struct insn_meta){ .host = code_rx(c), .pc = (uint16_t)(b->insn[i].pc - b->pc) };
+		vm->meta[t->meta + i] = (struct insn_meta){ .host = code_rx(c), .pc = (uint16_t)(b->insn[i].pc - b->pc),
+							 .flags = insn_flags(&b->insn[i]) };
 		if (vm->debug & ACCEL_DEBUG_POISON_FLAGS && b->insn[i].live_in == 0)
 			e_mov_imm(c, T1, 0x5a5a5a7f + i * 0x01010101u), e_op_reg(c, 0, 0x02, T1, T1); /* add r8b, r8b */
 		for (unsigned k = 0; k < b->nchecks; k++)
@@ -365,6 +383,8 @@ int dbt_generate(struct block *b, uint32_t tb)
 			if (b->check[k].at == i && !b->check[k].stack)
 				gen_check(g, k);
 		gen_insn(g, i);
+		if (g->ended) /* it turned out to be the stepper's */
+			vm->meta[t->meta + i].flags = INSN_STEPPED;
 	}
 	b->n = i;
 	if (!g->ended && b->insn[i - 1].cls < CLS_LAST)

@@ -198,6 +198,7 @@ void gen_check(struct gen *g, unsigned k)
 	d->check = k;
 	d->what = (ch->write ? FILL_WRITE : 0) | forced | ch->len << 16;
 	d->link = link_new(g, g->b->insn[ch->at].pc, g->b->mode | MODE_NOMERGE, g->b->insn[ch->at].pc);
+	g->vm->link[d->link].backward = false; /* no poll: this may be in the shadow of STI, and it is no loop */
 }
 
 /* Operand of an access under a group's check. May use T1 and T2; `plain_base` asks for one that uses no identity register. */

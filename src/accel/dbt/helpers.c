@@ -147,7 +147,8 @@ static uint64_t transfer(struct dbt_vcpu *v, uint64_t pc)
 	dbt_shadow_select(v);
 	v->shadow_rsp -= 8;
 	const struct jump_cache *j = &v->jump_cache[JUMP_HASH(pc)];
-	if (j->pc == pc && j->mode == dbt_mode(v) && !(v->s.rflags & FL_TF) && !(v->iflag && v->irq_waiting) &&
+	if (!(v->vm->debug & ACCEL_DEBUG_NO_CHAIN) && j->pc == pc && j->mode == dbt_mode(v) && !dbt_flags_step(&v->s) &&
+	    !(v->iflag && v->irq_waiting) &&
 	    v->token[j->slot] == j->token) /* the block's own check may spoil flags that another block at this pc reads */
 		return j->at;
 	v->exit_pc = pc;
@@ -287,7 +288,7 @@ uint64_t dbt_help_popf(struct dbt_vcpu *v, uint64_t next, uint64_t pc, uint64_t 
 	uint64_t flags = (whole_flags(v) & ~mask) | (unaligned_load64(p) & mask);
 	v->s.gpr[RSP] = rsp + 8;
 	set_flags(v, flags);
-	if (!(flags & FL_TF) && !(v->iflag && v->irq_waiting))
+	if (!dbt_flags_step(&v->s) && !(v->iflag && v->irq_waiting))
 		return 0;
 	v->exit_pc = next;
 	v->exit_reason = DBT_EXIT_PC;
@@ -317,8 +318,11 @@ uint64_t dbt_help_write_gs(struct dbt_vcpu *v, uint64_t value, uint64_t pc, uint
 uint64_t dbt_help_cpuid(struct dbt_vcpu *v, uint64_t unused, uint64_t pc, uint64_t ret)
 {
 	(void)unused;
-	(void)pc;
 	(void)ret;
+	/* It serializes: code that another processor has changed before now must be what runs next, even in this block. Whoever changed
+	 * it asked us to leave. */
+	if (__atomic_load_n(&v->exit_req, __ATOMIC_ACQUIRE))
+		return leave_step(v, pc);
 	uint32_t out[4];
 	x86_cpuid(v->config.cpuid, &v->s, (uint32_t)v->s.gpr[RAX], (uint32_t)v->s.gpr[RCX], out);
 	v->s.gpr[RAX] = out[0];
@@ -372,7 +376,15 @@ static uint8_t *xsave_area(struct dbt_vcpu *v, uint64_t gva, bool write)
 	return p;
 }
 
-#define XSAVE_HELPER(name, insn, host)                                                                                   \
+/* The x87 pointers in an XSAVE image name host addresses if the last x87 instruction ran here: not for guests to know. */
+void dbt_fpu_scrub(const struct dbt_vcpu *v, uint8_t *image)
+{
+	uint64_t *pointers = (uint64_t *)(void *)(image + 8); /* images are 64-aligned */
+	if (pointers[0] - (uint64_t)(uintptr_t)v->vm->rx < v->vm->code_size)
+		pointers[0] = pointers[1] = 0;
+}
+
+#define XSAVE_HELPER(name, insn, host)                                                                                 \
 	uint64_t name(struct dbt_vcpu *v, uint64_t gva, uint64_t pc, uint64_t ret)                                     \
 	{                                                                                                              \
 		(void)ret;                                                                                             \
@@ -380,6 +392,7 @@ static uint8_t *xsave_area(struct dbt_vcpu *v, uint64_t gva, bool write)
 		if (!p)                                                                                                \
 			return leave_step(v, pc);                                                                      \
 		__asm__ volatile(insn " (%0)" : : "r"(p), "a"((uint32_t)v->s.gpr[RAX] & 7), "d"(0) : "memory");        \
+		dbt_fpu_scrub(v, p);                                                                                   \
 		return 0;                                                                                              \
 	}
 

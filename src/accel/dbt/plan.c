@@ -154,7 +154,8 @@ static void plan_epoch(struct block *b, unsigned first, unsigned end, bool from_
 			b->insn[j].acc = ACC_STACK;
 		}
 		unsigned at = i;
-		for (unsigned k = i + 1; k-- > barrier;)
+		/* Only as far as the address can be said from there: changes of RSP may add up to more than 32 bits. */
+		for (unsigned k = i + 1; k-- > barrier && fits32(lo - delta[k]);)
 			if (b->insn[k].live_in == 0) {
 				at = k;
 				break;
