@@ -518,20 +518,21 @@ static void disturb(struct dbt_vcpu *v)
 	uint64_t gpa;
 	bool global;
 	uint32_t error;
-	switch (v->rng >> 32 & 127) {
-	case 0:
+	unsigned dice = v->rng >> 32 & 1023;
+	switch (dice) { /* rare enough for a kernel to boot */
+	case 0 ... 1:
 		dbt_tlb_flush(v, EMU_FLUSH_ALL, 0, 0);
 		break;
-	case 1:
+	case 2 ... 5:
 		dbt_tlb_flush(v, EMU_FLUSH_SWITCH, 0, 0);
 		break;
-	case 2:
+	case 6 ... 15:
 		dbt_tlb_flush(v, EMU_FLUSH_ADDRESS, v->s.rip, v->s.cr4 & CR4_PCIDE ? (uint16_t)(v->s.cr3 & 0xfff) : 0);
 		break;
-	case 3:
+	case 16 ... 25:
 		dbt_tlb_flush(v, EMU_FLUSH_ADDRESS, v->s.gpr[RSP], v->s.cr4 & CR4_PCIDE ? (uint16_t)(v->s.cr3 & 0xfff) : 0);
 		break;
-	case 4: /* the page that runs loses its code */
+	case 26 ... 27: /* the page that runs loses its code */
 		if (!x86_canonical(v->s.rip) || dbt_itlb(v, v->s.rip, &gpa, &global, &error) < 0 || dbt_ram_page(vm, gpa) < 0)
 			break;
 		dbt_fpu_save(v);
@@ -539,8 +540,8 @@ static void disturb(struct dbt_vcpu *v)
 		dbt_page_invalidate(vm, (uint64_t)dbt_ram_page(vm, gpa));
 		pthread_mutex_unlock(&vm->lock);
 		break;
-	case 5: /* all do */
-		if (v->rng >> 40 & 15)
+	case 28: /* all do */
+		if (v->rng >> 48 & 31)
 			break;
 		dbt_fpu_save(v);
 		pthread_mutex_lock(&vm->lock);
@@ -549,14 +550,13 @@ static void disturb(struct dbt_vcpu *v)
 		dbt_world_start(vm);
 		pthread_mutex_unlock(&vm->lock);
 		break;
-	case 6:
-	case 7: /* leave at the next poll, for nothing */
+	case 29 ... 60: /* leave at the next poll, for nothing */
 		__atomic_store_n(&v->exit_req, 1, __ATOMIC_SEQ_CST);
 		break;
-	case 8:
+	case 61 ... 80:
 		dbt_stack_window_drop(v);
 		break;
-	case 9: /* as if the private stack had run over */
+	case 81 ... 100: /* as if the private stack had run over */
 		v->shadow_reset[0] = v->shadow_reset[1] = true;
 		break;
 	default:
@@ -612,7 +612,7 @@ static int vcpu_run(struct accel_vcpu *vcpu)
 				dbt_fpu_save(v); /* emission copies bytes with what the C library likes */
 			pthread_mutex_lock(&vm->lock);
 			if (!t->dead && atomic_load(&vm->flushes) == v->found_gen) {
-				bool part = vm->debug & ACCEL_DEBUG_RANDOM_FLUSH && v->rng >> 50 & 1; /* stay unlinked, to come back here */
+				bool part = vm->debug & ACCEL_DEBUG_RANDOM_FLUSH && !(v->rng >> 50 & 7); /* stay unlinked, to come back here */
 				if (from_link && !part && v->exit_gen == v->found_gen && vm->link[from_link].pc == t->pc && vm->link[from_link].mode == t->mode)
 					dbt_link(vm, from_link, (uint32_t)found);
 				if (from_target && !t->ind && !dbt_cache_full(vm))
