@@ -444,8 +444,7 @@ static void remember(struct dbt_vcpu *v, const struct tb *t, bool indirect)
 {
 	if (indirect && t->ind && !(v->vm->debug & ACCEL_DEBUG_NO_CHAIN))
 		v->icache[t->mode & MODE_USER][t->pc & 0xffff] = t->ind;
-	const struct view *w = &v->vm->view[t->view];
-	v->jump_cache[JUMP_HASH(t->pc)] = (struct jump_cache){ t->pc, t->mode, t->checked, w->token, w->slot };
+	v->jump_cache[JUMP_HASH(t->pc)] = (struct jump_cache){ t->pc, t->mode, t->checked };
 }
 
 /* Run translated code from `at` until it exits; t is its block, if it was just found. False, with nothing run, if the code cache was

@@ -91,7 +91,6 @@ struct jump_cache {
 	uint64_t pc;
 	uint32_t mode;
 	uint32_t at; /* RX of the block's token check */
-	uint32_t token, slot; /* of its first page */
 };
 
 /* Token slots are 4-way groups, chosen by the virtual page; each view has a slot of its own as long as its group is not over-full. */

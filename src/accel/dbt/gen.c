@@ -263,6 +263,18 @@ static void gen_cold(struct gen *g, struct cold *d)
 	}
 }
 
+/* Go on if the token slot holds `token`, else restore rcx from T2 and jump: returns that jump. Flags are kept. */
+static uint8_t *e_token_check(struct code *c, struct mem slot, uint32_t token)
+{
+	e_load32(c, H_RCX, slot);
+	e_op_mem(c, 0, 0x8d, H_RCX, mem_b(H_RCX, (int32_t)-token)); /* lea ecx, [rcx - token] */
+	uint8_t *ok = e_j8_fwd(c, OP_JRCXZ);
+	e_mov_rr(c, H_RCX, T2);
+	uint8_t *bad = e_jmp_fwd(c);
+	e_patch8(c, ok);
+	return bad;
+}
+
 /* Token check and poll. */
 static void gen_entry(struct gen *g, struct tb *t)
 {
@@ -270,42 +282,23 @@ static void gen_entry(struct gen *g, struct tb *t)
 	struct dbt_vm *vm = g->vm;
 	const struct view *w = &vm->view[t->view];
 	struct mem slot = mem_gs(OFF(token) + 4 * w->slot);
-	uint8_t *bad, *bad2 = NULL, *polled;
 	const struct view *w2 = &vm->view[t->view2];
 	struct mem slot2 = mem_gs(OFF(token) + 4 * w2->slot);
+	uint8_t *bad, *bad2 = NULL, *polled, *ok;
 	e_align(c, 16, 0);
 	t->checked = code_rx(c);
+	/* The token check keeps the flags even if this block does not read them: where it fails, another block at this address may. */
+	e_mov_rr(c, T2, H_RCX);
+	bad = e_token_check(c, slot, w->token);
+	if (t->cross)
+		bad2 = e_token_check(c, slot2, w2->token);
+	e_mov_rr(c, H_RCX, T2);
+	t->poll = code_rx(c);
 	if (!t->flags_live) {
-		e_op_mem(c, 0, 0x81, 7, slot); /* cmp dword [slot], token */
-		e32(c, w->token);
-		bad = e_jcc_fwd(c, CC_NE);
-		if (t->cross) {
-			e_op_mem(c, 0, 0x81, 7, slot2);
-			e32(c, w2->token);
-			bad2 = e_jcc_fwd(c, CC_NE);
-		}
-		t->poll = code_rx(c);
 		e_op_mem(c, 0, 0x80, 7, mem_gs(OFF(exit_req))); /* cmp byte [exit_req], 0 */
 		e8(c, 0);
 		polled = e_jcc_fwd(c, CC_NE);
 	} else {
-		e_mov_rr(c, T2, H_RCX);
-		e_load32(c, H_RCX, slot);
-		e_op_mem(c, 0, 0x8d, H_RCX, mem_b(H_RCX, (int32_t)-w->token)); /* lea ecx, [rcx - token] */
-		uint8_t *ok = e_j8_fwd(c, OP_JRCXZ);
-		e_mov_rr(c, H_RCX, T2);
-		bad = e_jmp_fwd(c);
-		e_patch8(c, ok);
-		if (t->cross) {
-			e_load32(c, H_RCX, slot2);
-			e_op_mem(c, 0, 0x8d, H_RCX, mem_b(H_RCX, (int32_t)-w2->token));
-			ok = e_j8_fwd(c, OP_JRCXZ);
-			e_mov_rr(c, H_RCX, T2);
-			bad2 = e_jmp_fwd(c);
-			e_patch8(c, ok);
-		}
-		e_mov_rr(c, H_RCX, T2);
-		t->poll = code_rx(c);
 		e_mov_rr(c, T2, H_RCX);
 		e_op_mem(c, 0, 0xb60f, H_RCX, mem_gs(OFF(exit_req)));
 		ok = e_j8_fwd(c, OP_JRCXZ);
@@ -402,38 +395,14 @@ int dbt_generate(struct block *b, uint32_t tb)
 	return 0;
 }
 
-/* rcx = 0 and go on if the view's token is set, else leave with DBT_EXIT_TOKEN; rcx is in T2. Flags are kept: whoever has the page now
- * may read them. */
-static void e_expect_view(struct code *c, const struct dbt_vm *vm, const struct tb *t, uint32_t view)
-{
-	const struct view *w = &vm->view[view];
-	e_load32(c, H_RCX, mem_gs(OFF(token) + 4 * w->slot));
-	e_op_mem(c, 0, 0x8d, H_RCX, mem_b(H_RCX, (int32_t)-w->token)); /* lea ecx, [rcx - token] */
-	uint8_t *ok = e_j8_fwd(c, OP_JRCXZ);
-	e_mov_rr(c, H_RCX, T2);
-	e_mov_mem_imm32(c, mem_gs(OFF(exit_arg)), (uint32_t)(t - vm->tb));
-	e_jmp(c, vm->stub.token);
-	e_patch8(c, ok);
-}
-
-/* The target in T1 is only known to have the low 16 bits of the block's pc, and the page may be another block's now: so unlike at
- * the entry for direct links, whose code says that flags are dead, they are kept until the block is known to be the right one. */
+/* The target in T1 is only known to have the low 16 bits of the block's pc. */
 uint32_t dbt_ind_thunk(struct dbt_vm *vm, struct tb *t)
 {
 	struct code code = { .p = vm->rw + vm->code_used, .end = vm->rw + vm->code_size, .rx_delta = vm->rx - vm->rw }, *c = &code;
 	e_align(c, 16, 0);
 	uint32_t at = code_rx(c);
-	e_mov_rr(c, T2, H_RCX);
-	e_sub_pc(c, t->pc);
-	uint8_t *ok = e_j8_fwd(c, OP_JRCXZ);
-	e_mov_rr(c, H_RCX, T2);
-	e_jmp(c, vm->stub.miss);
-	e_patch8(c, ok);
-	e_expect_view(c, vm, t, t->view);
-	if (t->cross)
-		e_expect_view(c, vm, t, t->view2);
-	e_mov_rr(c, H_RCX, T2);
-	e_jmp(c, t->poll);
+	e_expect_pc(c, t->pc, vm->stub.miss);
+	e_jmp(c, t->checked);
 	if (code.overflow)
 		return 0;
 	vm->code_used = (size_t)(code.p - vm->rw);

@@ -148,8 +148,7 @@ static uint64_t transfer(struct dbt_vcpu *v, uint64_t pc)
 	v->shadow_rsp -= 8;
 	const struct jump_cache *j = &v->jump_cache[JUMP_HASH(pc)];
 	if (!(v->vm->debug & ACCEL_DEBUG_NO_CHAIN) && j->pc == pc && j->mode == dbt_mode(v) && !dbt_flags_step(&v->s) &&
-	    !(v->iflag && v->irq_waiting) &&
-	    v->token[j->slot] == j->token) /* the block's own check may spoil flags that another block at this pc reads */
+	    !(v->iflag && v->irq_waiting))
 		return j->at;
 	v->exit_pc = pc;
 	v->exit_reason = DBT_EXIT_PC;
