@@ -28,6 +28,7 @@ enum insn_class {
 	CLS_RDTSCP,
 	CLS_FROM_SREG, /* MOV r, Sreg */
 	CLS_CLD,
+	CLS_PAUSE,
 	CLS_POPF,
 	CLS_READ_CR,   /* MOV r, CR0/2/3/4 */
 	CLS_READ_BASE, /* RDFSBASE, RDGSBASE */

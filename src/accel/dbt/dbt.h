@@ -131,6 +131,7 @@ struct dbt_vcpu {
 	uint32_t exit_reason, exit_arg;
 	uint64_t exit_pc;
 	uint64_t save_rax, save_flags; /* flag saving around checks; scratch of stubs */
+	uint64_t pauses_left;	 /* PAUSEs until the host's scheduler is asked */
 	uint64_t pext_status;	 /* constant FL_STATUS, operand of flagless masking */
 	uint64_t pext_63, pext_31, pext_no_df;
 	struct dbt_vcpu *self;
@@ -184,7 +185,6 @@ struct dbt_vcpu {
 	void *sigstack;
 	_Alignas(64) uint8_t xstate[X86_XSAVE_SIZE]; /* private copy of what XRSTOR loads */
 	uint64_t rng; /* RANDOM_FLUSH */
-	uint64_t icount;
 	struct accel_stats stats;
 	struct {
 		uint64_t pc;
@@ -409,13 +409,30 @@ int dbt_signal_init(void);
 int dbt_signal_thread(struct dbt_vcpu *v);
 void dbt_signal_thread_done(struct dbt_vcpu *v);
 
-/* --- dbt.c --- */
+/* --- ops.c --- (light, but for the ops themselves) */
 /* Flags that only the stepper knows: single steps, and alignment checks in user code. (light) */
 static inline bool dbt_flags_step(const struct x86_state *s)
 {
 	return s->rflags & FL_TF || (s->rflags & FL_AC && s->cpl == 3 && s->cr0 & CR0_AM);
 }
+/* Guest FPU state from the host registers into v->s.xsave (then C code may use them), and back. */
 void dbt_fpu_save(struct dbt_vcpu *v);
+void dbt_fpu_load(struct dbt_vcpu *v);
+/* While translated code runs the flags are split: status flags in hflags, IF in iflag, the rest in s.rflags. Outside they are whole. */
+void dbt_flags_join(struct dbt_vcpu *v);
+void dbt_flags_split(struct dbt_vcpu *v);
+/* Around everything that uses the emulator or device code: both of the above. */
+void dbt_heavy_begin(struct dbt_vcpu *v);
+void dbt_heavy_end(struct dbt_vcpu *v);
+/* Call the vCPU's exit handler; notes in io_stop if it asked to stop. */
+int dbt_exit_call(struct dbt_vcpu *v, struct accel_exit *x);
+extern const struct emu_ops dbt_emu_ops;
+/* struct mmu_mem's way to page tables. */
+void *dbt_pte_hva(void *opaque, uint64_t gpa, unsigned size);
+
+/* --- dispatch.c --- */
+/* accel_ops.vcpu_run: until the exit handler returns non-zero, which is returned. */
+int dbt_run(struct dbt_vcpu *v);
 uint32_t dbt_mode(const struct dbt_vcpu *v);
 /* Make shadow_rsp the private stack of the current privilege class, and empty those that a flush made stale. (light) */
 void dbt_shadow_select(struct dbt_vcpu *v);

@@ -142,7 +142,10 @@ static void gen_insn(struct gen *g, unsigned i)
 		break;
 	case CLS_RDTSC:
 	case CLS_RDTSCP:
-		gen_rdtsc(g, i, bi->cls == CLS_RDTSCP);
+		gen_rdtsc(g, bi->cls == CLS_RDTSCP);
+		break;
+	case CLS_PAUSE:
+		gen_pause(g, i);
 		break;
 	case CLS_FROM_SREG:
 		gen_from_sreg(g, i);
@@ -255,6 +258,9 @@ static void gen_cold(struct gen *g, struct cold *d)
 		g->vm->link[d->link].stub = code_rx(c);
 		e_mov_mem_imm32(c, mem_gs(OFF(exit_arg)), d->link);
 		e_jmp(c, g->vm->stub.link);
+		break;
+	case COLD_YIELD:
+		e_exit_pc(g, g->vm->stub.pc, d->pc);
 		break;
 	case COLD_EXIT_PC:
 		e_mov_mem_imm8(c, mem_gs(OFF(s.shadow)), SHADOW_STI);

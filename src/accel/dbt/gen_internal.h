@@ -7,7 +7,7 @@
 
 #include "accel/dbt/block.h"
 
-enum cold_kind { COLD_SINGLE, COLD_GROUP, COLD_STACK, COLD_LINK, COLD_EXIT_PC };
+enum cold_kind { COLD_SINGLE, COLD_GROUP, COLD_STACK, COLD_LINK, COLD_EXIT_PC, COLD_YIELD };
 
 /* Something to emit after the body. */
 struct cold {
@@ -21,7 +21,7 @@ struct cold {
 	uint32_t what;	   /* argument of the fill helper: FILL_* */
 	bool saved, saved_grp; /* flags are in rax, rax in GRP or in the save slot */
 	struct address addr; /* COLD_SINGLE: to recompute; base -2: it is in GRP */
-	uint64_t pc;	   /* COLD_EXIT_PC */
+	uint64_t pc;	   /* COLD_EXIT_PC, COLD_YIELD */
 };
 
 struct gen {
@@ -84,7 +84,8 @@ void gen_count_branch(struct gen *g, unsigned i, bool loop);
 /* gen_sys.c */
 void gen_sti(struct gen *g, unsigned i);
 void gen_swapgs(struct gen *g);
-void gen_rdtsc(struct gen *g, unsigned i, bool p);
+void gen_rdtsc(struct gen *g, bool p);
+void gen_pause(struct gen *g, unsigned i);
 void gen_from_sreg(struct gen *g, unsigned i);
 void gen_read_cr(struct gen *g, unsigned i);
 void gen_cld(struct gen *g);

@@ -18,6 +18,26 @@ void gen_sti(struct gen *g, unsigned i)
 	e_mov_rr(c, H_RCX, T2);
 }
 
+/* PAUSE: a vCPU that spins long gives its time slice to others; there may be more vCPUs than host CPUs. */
+void gen_pause(struct gen *g, unsigned i)
+{
+	struct code *c = &g->c;
+	e8(c, 0xf3), e8(c, 0x90);
+	e_mov_rr(c, T2, H_RCX);
+	e_load(c, H_RCX, mem_gs(OFF(pauses_left)));
+	e_lea(c, H_RCX, mem_b(H_RCX, -1));
+	e_store(c, mem_gs(OFF(pauses_left)), H_RCX);
+	uint8_t *none = e_j8_fwd(c, OP_JRCXZ);
+	uint8_t *go_on = e_j8_fwd(c, OP_JMP8);
+	e_patch8(c, none);
+	e_mov_rr(c, H_RCX, T2);
+	struct cold *d = cold_new(g, COLD_YIELD, i);
+	d->from[0] = e_jmp_fwd(c);
+	d->pc = g->b->insn[i].next;
+	e_patch8(c, go_on);
+	e_mov_rr(c, H_RCX, T2);
+}
+
 void gen_swapgs(struct gen *g)
 {
 	struct code *c = &g->c;
@@ -28,13 +48,9 @@ void gen_swapgs(struct gen *g)
 	e_store(c, mem_gs(OFF(s.kernel_gs_base)), T1);
 }
 
-void gen_rdtsc(struct gen *g, unsigned i, bool p)
+void gen_rdtsc(struct gen *g, bool p)
 {
 	struct code *c = &g->c;
-	if (g->vm->debug & ACCEL_DEBUG_ICOUNT) {
-		gen_step(g, i);
-		return;
-	}
 	if (p)
 		e8(c, 0x0f), e8(c, 0xae), e8(c, 0xe8); /* lfence: earlier loads first */
 	e8(c, 0x0f), e8(c, 0x31);

@@ -271,6 +271,8 @@ static enum insn_class classify(const struct x86_insn *in, uint32_t mode)
 	}
 	if (is_string(in))
 		return CLS_STRING;
+	if (in->mnemonic == ZYDIS_MNEMONIC_PAUSE)
+		return CLS_PAUSE;
 	if (in->mnemonic == ZYDIS_MNEMONIC_NOP && !in->has_mem && in->map == MAP_1BYTE)
 		return CLS_NOP;
 	return is_plain(in) ? CLS_PLAIN : classify_system(in, mode);

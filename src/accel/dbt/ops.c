@@ -1,0 +1,166 @@
+/*
+ * The translator and the emulator: what the stepper reaches the world through, and how the state is handed over to it and back (FPU
+ * registers, split flags).
+ */
+#include "accel/dbt/dbt.h"
+
+#include "base/clock.h"
+
+/* --- FPU state: in the registers while guest code runs, in s.xsave while C code runs --- */
+
+void dbt_fpu_save(struct dbt_vcpu *v)
+{
+	if (!v->fpu_live)
+		return;
+	static const uint32_t mxcsr = 0x1f80;
+	__asm__ volatile("xsave64 (%0)\n\tfninit\n\tldmxcsr (%1)\n\tvzeroupper"
+			 :
+			 : "r"(v->s.xsave), "r"(&mxcsr), "a"(XCR0_SUPPORTED), "d"(0)
+			 : "memory");
+	dbt_fpu_scrub(v, v->s.xsave);
+	v->fpu_live = false;
+}
+
+void dbt_fpu_load(struct dbt_vcpu *v)
+{
+	if (v->fpu_live)
+		return;
+	__asm__ volatile("xrstor64 (%0)" : : "r"(v->s.xsave), "a"(XCR0_SUPPORTED), "d"(0) : "memory");
+	v->fpu_live = true;
+}
+
+/* --- Flags: split while translated code runs, whole for the emulator --- */
+
+void dbt_flags_join(struct dbt_vcpu *v)
+{
+	v->s.rflags = (v->s.rflags & ~(uint64_t)(FL_STATUS | FL_IF)) | (v->hflags & FL_STATUS) | (v->iflag ? FL_IF : 0) | FL_FIXED;
+}
+
+void dbt_flags_split(struct dbt_vcpu *v)
+{
+	v->hflags = v->s.rflags & FL_STATUS;
+	v->iflag = (v->s.rflags & FL_IF) != 0;
+	v->s.rflags &= ~(uint64_t)(FL_STATUS | FL_IF | FL_RF); /* RF: for the stepper's next instruction; nothing here looks at breakpoints */
+}
+
+/* Around everything that uses the emulator or device code. */
+void dbt_heavy_begin(struct dbt_vcpu *v)
+{
+	dbt_fpu_save(v);
+	dbt_flags_join(v);
+}
+
+void dbt_heavy_end(struct dbt_vcpu *v)
+{
+	dbt_flags_split(v);
+}
+
+/* --- Emulator ops --- */
+
+static void op_ram_written(void *opaque, uint64_t gpa, unsigned len)
+{
+	struct dbt_vcpu *v = opaque;
+	dbt_code_written(v->vm, v, gpa, len);
+}
+
+int dbt_exit_call(struct dbt_vcpu *v, struct accel_exit *x)
+{
+	v->stats.exits[x->kind]++;
+	int r = v->config.exit(v->config.opaque, x);
+	if (r > 0)
+		v->io_stop = true;
+	return r;
+}
+
+static int op_mmio(void *opaque, uint64_t gpa, unsigned size, bool write, uint64_t *value)
+{
+	struct accel_exit x = { .kind = ACCEL_EXIT_MMIO, .mmio = { gpa, (uint8_t)size, write, *value } };
+	if (!write)
+		x.mmio.value = 0;
+	int r = dbt_exit_call(opaque, &x);
+	if (!write)
+		*value = x.mmio.value;
+	return r > 0;
+}
+
+static int op_pio(void *opaque, uint16_t port, unsigned size, bool write, uint32_t *value)
+{
+	struct accel_exit x = { .kind = ACCEL_EXIT_PIO, .pio = { port, (uint8_t)size, write, write ? *value : 0 } };
+	int r = dbt_exit_call(opaque, &x);
+	if (!write)
+		*value = x.pio.value;
+	return r > 0;
+}
+
+static int op_rdmsr(void *opaque, uint32_t index, uint64_t *value)
+{
+	struct accel_exit x = { .kind = ACCEL_EXIT_MSR_READ, .msr = { index, 0 } };
+	int r = dbt_exit_call(opaque, &x);
+	*value = x.msr.value;
+	return r;
+}
+
+static int op_wrmsr(void *opaque, uint32_t index, uint64_t value)
+{
+	struct accel_exit x = { .kind = ACCEL_EXIT_MSR_WRITE, .msr = { index, value } };
+	return dbt_exit_call(opaque, &x);
+}
+
+static uint8_t op_get_cr8(void *opaque)
+{
+	struct dbt_vcpu *v = opaque;
+	return v->config.get_cr8 ? v->config.get_cr8(v->config.opaque) : 0;
+}
+
+static void op_set_cr8(void *opaque, uint8_t value)
+{
+	struct dbt_vcpu *v = opaque;
+	if (v->config.set_cr8)
+		v->config.set_cr8(v->config.opaque, value);
+	__atomic_store_n(&v->exit_req, 1, __ATOMIC_SEQ_CST);
+}
+
+static void op_flush(void *opaque, enum emu_flush kind, uint64_t gva, uint16_t pcid)
+{
+	dbt_tlb_flush(opaque, kind, gva, pcid);
+}
+
+static uint64_t op_tsc(void *opaque)
+{
+	struct dbt_vcpu *v = opaque;
+	return clock_rdtsc() + v->s.tsc_offset;
+}
+
+static int op_hypercall(void *opaque)
+{
+	struct accel_exit x = { .kind = ACCEL_EXIT_HYPERCALL };
+	struct dbt_vcpu *v = opaque;
+	x.hypercall.nr = v->s.gpr[RAX];
+	int r = dbt_exit_call(v, &x);
+	if (r >= 0)
+		v->s.gpr[RAX] = x.hypercall.result;
+	return r;
+}
+
+const struct emu_ops dbt_emu_ops = {
+	.translate = dbt_emu_translate,
+	.ram_written = op_ram_written,
+	.mmio = op_mmio,
+	.pio = op_pio,
+	.rdmsr = op_rdmsr,
+	.wrmsr = op_wrmsr,
+	.get_cr8 = op_get_cr8,
+	.set_cr8 = op_set_cr8,
+	.flush = op_flush,
+	.tsc = op_tsc,
+	.hypercall = op_hypercall,
+};
+
+void *dbt_pte_hva(void *opaque, uint64_t gpa, unsigned size)
+{
+	struct dbt_vcpu *v = opaque;
+	int64_t page = dbt_ram_page(v->vm, gpa);
+	if (page < 0 || (gpa & (PAGE_SIZE - 1)) + size > PAGE_SIZE)
+		return NULL;
+	return v->vm->ram->base + (uint64_t)page * PAGE_SIZE + (gpa & (PAGE_SIZE - 1));
+}
