@@ -32,7 +32,7 @@ static void barrier(void)
 
 /* --- atomics --- */
 
-#define TURNS 4000
+#define TURNS 1500
 struct counters {
 	u64 add, inc, xadd, cmpxchg, bits, locked;
 	u32 sub32;
