@@ -5,6 +5,7 @@ const char guest_name[] = "irq";
 
 #define USER_CODE VA(0x100)
 #define USER_STACK VA(0x181)
+#define PATIENCE 10000000000 /* TSC ticks, some seconds: how long an interrupt may take to strike on a loaded host */
 enum { VEC = 0x41, VEC_LOW = 0x31, VEC_TIMER = 0x51 };
 enum { MSR_TPR = 0x808, MSR_ICR = 0x830, MSR_LVT_TIMER = 0x832, MSR_TIMER_COUNT = 0x838, MSR_TIMER_DIV = 0x83e, MSR_SELF = 0x83f };
 
@@ -310,7 +311,8 @@ static void mixed(const u8 *code, bool user, u64 n, u64 mem)
 	exec(&want);
 	unsigned before = ticks;
 	bool ok = true;
-	for (unsigned i = 0; i < 400; i++) {
+	u64 end = rdtsc() + PATIENCE;
+	while (rdtsc() < end) {
 		struct frame got = f;
 		got.rflags |= F_IF;
 		__asm__ volatile("pxor %xmm4, %xmm4");
@@ -346,7 +348,8 @@ static void storms(void)
 		((u64 *)(void *)from)[i] = i * 0x9e3779b97f4a7c15;
 	timer_start(5000);
 	bool done = true;
-	for (unsigned i = 0; i < 100 && watch_inside < 5; i++) {
+	u64 end = rdtsc() + PATIENCE;
+	for (unsigned i = 0; rdtsc() < end && watch_inside < 5; i++) {
 		struct frame f = kernel_frame(copier);
 		f.rsi = (u64)from + 1, f.rdi = (u64)to + 3, f.rcx = 511 * 4096;
 		f.rflags |= F_IF;

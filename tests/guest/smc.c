@@ -304,6 +304,67 @@ __asm__(".pushsection .snippets, \"ax\"\n own_page: mov %rsi, (%rdi)\n invlpg (%
 	"swap_pages: mov swap_at(%rip), %rax\n mov swap_pte(%rip), %rcx\n mov %rcx, (%rax)\n mov $0x4000031000, %rax\n invlpg (%rax)\n ret\n .popsection");
 u64 swap_pte, *swap_at;
 
+/* Code on large pages: INVLPG anywhere in one changes all of it, and the cross-page calls within. */
+static void large(void)
+{
+	section("code on large pages");
+	u8 *area[2] = { (u8 *)0x2000000, (u8 *)0x2200000 };
+	u64 va = 0x5000000000, *pde = pte_of(boot_pml4, va, 2);
+	for (unsigned i = 0; i < 2; i++) {
+		copy(area[i] + 0x1000, body(0x2a + i), 8);
+		copy(area[i] + 0x5ff0, body(0x3a + i), 8);
+		COPY(area[i], far_call);
+	}
+	for (unsigned i = 0; i < 16; i++) {
+		bool second = i & 1;
+		if (i == 8)
+			invlpg(va);
+		*(volatile u64 *)pde = (u64)area[second] | P | W | 0x80 | (i < 8 ? G : 0);
+		if (i % 8 < 4)
+			invlpg(va + 0x123456);
+		else
+			remap(pte(VA(0x31)) & ~0xfffull, i < 8 ? 2 : 1, P | W);
+		CHECK_EQ(CALL(va, 0), 0x2a + second);
+		CHECK_EQ(CALL(va + 0x5ff0, 0), 0x3a + second);
+	}
+	*(volatile u64 *)pde = 0;
+	invlpg(va);
+}
+
+/* User code under two address spaces without PCIDs: the same addresses, other pages, over and over. */
+SNIPPET(user_sum, "1: call user_sum + 0x1000\n add %rax, %rbx\n dec %ecx\n jnz 1b\n ud2");
+
+static void user_spaces(void)
+{
+	section("user code in two address spaces");
+	u64 cr3 = read_cr3(), *root2 = page_alloc(1), *pdpt2 = page_alloc(1);
+	copy(root2, boot_pml4, 4096);
+	copy(pdpt2, (void *)(boot_pml4[0] & ~0xfffull), 4096);
+	pdpt2[256] = 0;
+	root2[0] = (u64)pdpt2 | P | W | U;
+	u8 *code = page_alloc(1), *fn[2] = { page_alloc(1), page_alloc(1) }, *stack[2] = { page_alloc(1), page_alloc(1) };
+	COPY(code, user_sum);
+	u64 *roots[2] = { boot_pml4, root2 };
+	for (unsigned i = 0; i < 2; i++) {
+		copy(fn[i], body(i + 1), 8);
+		*pte_of(roots[i], VA(0x60), 1) = (u64)code | P | U;
+		*pte_of(roots[i], VA(0x61), 1) = (u64)fn[i] | P | U;
+		*pte_of(roots[i], VA(0x70), 1) = (u64)stack[i] | P | W | U | NX;
+	}
+	for (unsigned i = 0; i < 30; i++) {
+		bool second = i % 3 == 1;
+		write_cr3(second ? (u64)root2 : cr3);
+		struct frame f = user_frame(VA(0x60), VA(0x71));
+		f.rcx = 10 + i;
+		exec(&f);
+		CHECK_EQ(f.vector, UD);
+		CHECK_EQ(f.rbx, (10 + i) * (second ? 2 : 1));
+		CHECK_EQ(*(u64 *)(void *)(stack[second] + 4088), VA(0x60) + 5);
+		*(u64 *)(void *)(stack[second] + 4088) = 0;
+	}
+	write_cr3(cr3);
+}
+
 /* --- PCID --- */
 
 static void pcid(void)
@@ -444,6 +505,8 @@ void guest_main(void)
 	stores();
 	jit();
 	remapped();
+	large();
+	user_spaces();
 	pcid();
 	crossing();
 }

@@ -32,7 +32,7 @@ static void barrier(void)
 
 /* --- atomics --- */
 
-#define TURNS 4000
+#define TURNS 1600 /* a multiple of 16: each bit is flipped an even number of times */
 struct counters {
 	u64 add, inc, xadd, cmpxchg, bits, locked;
 	u32 sub32;
