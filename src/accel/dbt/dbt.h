@@ -426,6 +426,8 @@ void dbt_heavy_begin(struct dbt_vcpu *v);
 void dbt_heavy_end(struct dbt_vcpu *v);
 /* Call the vCPU's exit handler; notes in io_stop if it asked to stop. */
 int dbt_exit_call(struct dbt_vcpu *v, struct accel_exit *x);
+/* The same for ACCEL_EXIT_EMULATION_FAILED at s.rip, because of v->emu.why. */
+int dbt_exit_failed(struct dbt_vcpu *v);
 extern const struct emu_ops dbt_emu_ops;
 /* struct mmu_mem's way to page tables. */
 void *dbt_pte_hva(void *opaque, uint64_t gpa, unsigned size);

@@ -61,12 +61,8 @@ void dbt_shadow_select(struct dbt_vcpu *v)
 
 static int fail(struct dbt_vcpu *v, enum emu_result r)
 {
-	struct accel_exit x = { .kind = r == EMU_SHUTDOWN ? ACCEL_EXIT_SHUTDOWN : ACCEL_EXIT_EMULATION_FAILED };
-	if (r == EMU_FAILED) {
-		x.failed.rip = v->s.rip;
-		x.failed.why = v->emu.why;
-	}
-	int k = dbt_exit_call(v, &x);
+	struct accel_exit x = { .kind = ACCEL_EXIT_SHUTDOWN };
+	int k = r == EMU_SHUTDOWN ? dbt_exit_call(v, &x) : dbt_exit_failed(v);
 	return k ? k : 1;
 }
 

@@ -4,6 +4,7 @@
  */
 #include "accel/dbt/dbt.h"
 
+#include "accel/emu_exits.h"
 #include "base/clock.h"
 
 /* --- FPU state: in the registers while guest code runs, in s.xsave while C code runs --- */
@@ -72,38 +73,29 @@ int dbt_exit_call(struct dbt_vcpu *v, struct accel_exit *x)
 	return r;
 }
 
+static int leave(void *vcpu, struct accel_exit *x)
+{
+	return dbt_exit_call(vcpu, x);
+}
+
 static int op_mmio(void *opaque, uint64_t gpa, unsigned size, bool write, uint64_t *value)
 {
-	struct accel_exit x = { .kind = ACCEL_EXIT_MMIO, .mmio = { gpa, (uint8_t)size, write, *value } };
-	if (!write)
-		x.mmio.value = 0;
-	int r = dbt_exit_call(opaque, &x);
-	if (!write)
-		*value = x.mmio.value;
-	return r > 0;
+	return accel_leave_mmio(leave, opaque, gpa, size, write, value);
 }
 
 static int op_pio(void *opaque, uint16_t port, unsigned size, bool write, uint32_t *value)
 {
-	struct accel_exit x = { .kind = ACCEL_EXIT_PIO, .pio = { port, (uint8_t)size, write, write ? *value : 0 } };
-	int r = dbt_exit_call(opaque, &x);
-	if (!write)
-		*value = x.pio.value;
-	return r > 0;
+	return accel_leave_pio(leave, opaque, port, size, write, value);
 }
 
 static int op_rdmsr(void *opaque, uint32_t index, uint64_t *value)
 {
-	struct accel_exit x = { .kind = ACCEL_EXIT_MSR_READ, .msr = { index, 0 } };
-	int r = dbt_exit_call(opaque, &x);
-	*value = x.msr.value;
-	return r;
+	return accel_leave_rdmsr(leave, opaque, index, value);
 }
 
 static int op_wrmsr(void *opaque, uint32_t index, uint64_t value)
 {
-	struct accel_exit x = { .kind = ACCEL_EXIT_MSR_WRITE, .msr = { index, value } };
-	return dbt_exit_call(opaque, &x);
+	return accel_leave_wrmsr(leave, opaque, index, value);
 }
 
 static uint8_t op_get_cr8(void *opaque)
@@ -133,13 +125,13 @@ static uint64_t op_tsc(void *opaque)
 
 static int op_hypercall(void *opaque)
 {
-	struct accel_exit x = { .kind = ACCEL_EXIT_HYPERCALL };
 	struct dbt_vcpu *v = opaque;
-	x.hypercall.nr = v->s.gpr[RAX];
-	int r = dbt_exit_call(v, &x);
-	if (r >= 0)
-		v->s.gpr[RAX] = x.hypercall.result;
-	return r;
+	return accel_leave_hypercall(leave, v, &v->s);
+}
+
+int dbt_exit_failed(struct dbt_vcpu *v)
+{
+	return accel_leave_failed(leave, v, &v->emu);
 }
 
 const struct emu_ops dbt_emu_ops = {

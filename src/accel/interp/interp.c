@@ -10,13 +10,13 @@
 #include <string.h>
 
 #include "accel/accel.h"
+#include "accel/emu_exits.h"
 #include "accel/interp/tlb.h"
 #include "base/clock.h"
 #include "base/error.h"
 #include "cpu/x86/emu.h"
 #include "mem/ram.h"
 
-#define KVM_ENOSYS 1000 /* what a hypercall nobody knows returns, negated */
 
 /* What other threads ask of a vCPU. */
 enum { REQUEST_KICK = 1, REQUEST_NMI = 2 };
@@ -120,59 +120,36 @@ static int leave_insn(struct accel_vcpu *v, struct accel_exit *x)
 	return rc;
 }
 
+static int leave_op(void *vcpu, struct accel_exit *x)
+{
+	return leave_insn(vcpu, x);
+}
+
 static int op_mmio(void *opaque, uint64_t gpa, unsigned size, bool write, uint64_t *value)
 {
-	struct accel_exit x = {.kind = ACCEL_EXIT_MMIO,
-			       .mmio = {.gpa = gpa, .size = size, .write = write, .value = write ? *value : 0}};
-	int rc = leave_insn(opaque, &x);
-
-	if (!write)
-		*value = x.mmio.value;
-	return rc > 0;
+	return accel_leave_mmio(leave_op, opaque, gpa, size, write, value);
 }
 
 static int op_pio(void *opaque, uint16_t port, unsigned size, bool write, uint32_t *value)
 {
-	struct accel_exit x = {.kind = ACCEL_EXIT_PIO,
-			       .pio = {.port = port, .size = size, .write = write, .value = write ? *value : 0}};
-	int rc = leave_insn(opaque, &x);
-
-	if (!write)
-		*value = x.pio.value;
-	return rc > 0;
+	return accel_leave_pio(leave_op, opaque, port, size, write, value);
 }
 
 static int op_rdmsr(void *opaque, uint32_t index, uint64_t *value)
 {
-	struct accel_exit x = {.kind = ACCEL_EXIT_MSR_READ, .msr = {.index = index}};
-	int rc = leave_insn(opaque, &x);
-
-	*value = x.msr.value;
-	return rc < 0 ? -1 : rc > 0;
+	return accel_leave_rdmsr(leave_op, opaque, index, value);
 }
 
 static int op_wrmsr(void *opaque, uint32_t index, uint64_t value)
 {
-	struct accel_exit x = {.kind = ACCEL_EXIT_MSR_WRITE, .msr = {.index = index, .value = value}};
-	int rc = leave_insn(opaque, &x);
-
-	return rc < 0 ? -1 : rc > 0;
+	return accel_leave_wrmsr(leave_op, opaque, index, value);
 }
 
 static int op_hypercall(void *opaque)
 {
 	struct accel_vcpu *v = opaque;
-	const uint64_t *g = v->s.gpr;
-	struct accel_exit x = {.kind = ACCEL_EXIT_HYPERCALL,
-			       .hypercall = {.nr = g[RAX],
-					     .arg = {g[RDI], g[RSI], g[RDX], g[R10], g[R8], g[R9]},
-					     .result = (uint64_t)-KVM_ENOSYS}};
-	int rc = leave_insn(v, &x);
 
-	if (rc < 0)
-		return -1;
-	v->s.gpr[RAX] = x.hypercall.result;
-	return rc > 0;
+	return accel_leave_hypercall(leave_op, v, &v->s);
 }
 
 static uint8_t op_get_cr8(void *opaque)
@@ -213,21 +190,14 @@ static const struct emu_ops interp_emu_ops = {
 
 /* --- running --- */
 
+static int leave_outside(void *vcpu, struct accel_exit *x)
+{
+	return leave(vcpu, x);
+}
+
 static int leave_failed(struct accel_vcpu *v)
 {
-	struct accel_exit x = {.kind = ACCEL_EXIT_EMULATION_FAILED, .failed = {.rip = v->s.rip, .why = v->emu.why}};
-	uint64_t base = x86_code64(&v->s) ? 0 : v->s.seg[SREG_CS].base;
-
-	while (x.failed.nbytes < sizeof(x.failed.bytes)) {
-		struct emu_page page;
-		uint32_t error;
-		uint64_t gva = base + v->s.rip + x.failed.nbytes;
-
-		if (!x86_canonical(gva) || op_translate(v, gva, MMU_EXEC, v->s.cpl == 3, &page, &error) || !page.hva)
-			break;
-		x.failed.bytes[x.failed.nbytes++] = *page.hva;
-	}
-	int rc = leave(v, &x);
+	int rc = accel_leave_failed(leave_outside, v, &v->emu);
 
 	return rc ? rc : -EIO; /* going on would fail again */
 }
