@@ -31,6 +31,7 @@ MAY_INCLUDE = {
     "vm/dump.c": VM_UPPER,
     "accel/accel.h": ["base", "mem", "cpu"],
     "accel": ["base", "mem", "cpu", "guestabi"],
+    "accel/common": ["base", "cpu", "accel/accel.h"],
     "accel/kvm": ["base", "mem", "cpu", "accel/accel.h"],
     "accel/interp": ["base", "mem", "cpu", "guestabi", "accel/accel.h", "accel/common"],
     "accel/fake": ["base", "mem", "cpu", "accel/accel.h", "accel/common"],

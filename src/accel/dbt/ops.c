@@ -4,7 +4,7 @@
  */
 #include "accel/dbt/dbt.h"
 
-#include "accel/emu_exits.h"
+#include "accel/common/emu_exits.h"
 #include "base/clock.h"
 
 /* --- FPU state: in the registers while guest code runs, in s.xsave while C code runs --- */

@@ -10,7 +10,7 @@
 #include <string.h>
 
 #include "accel/accel.h"
-#include "accel/emu_exits.h"
+#include "accel/common/emu_exits.h"
 #include "accel/interp/tlb.h"
 #include "base/clock.h"
 #include "base/error.h"

@@ -1,4 +1,4 @@
-#include "accel/emu_exits.h"
+#include "accel/common/emu_exits.h"
 
 int accel_leave_mmio(accel_leave leave, void *vcpu, uint64_t gpa, unsigned size, bool write, uint64_t *value)
 {

@@ -5,8 +5,8 @@
  * handler's answer. Called on the vCPU's thread; no state is kept. The results are those of the ops in cpu/x86/emu.h: 1 to stop after
  * the instruction, -1 to refuse.
  */
-#ifndef TRAPLINE_ACCEL_EMU_EXITS_H
-#define TRAPLINE_ACCEL_EMU_EXITS_H
+#ifndef TRAPLINE_ACCEL_COMMON_EMU_EXITS_H
+#define TRAPLINE_ACCEL_COMMON_EMU_EXITS_H
 
 #include <stdbool.h>
 #include <stdint.h>
