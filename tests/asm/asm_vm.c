@@ -130,6 +130,7 @@ static void build(struct asm_vm *m)
 	put_desc(m, SEL_UCODE, 0, 0xfffff, ATTR_CODE | ATTR_USER);
 	put_desc(m, SEL_TSS, TSS, 0x67, SEG_P | 0xb);
 	put(m, TSS + 4, 8, IST_TOP);
+	put(m, TSS + 0x66, 2, 0x68); /* no I/O bitmap: no ports for user code, as on the host */
 	put(m, TSS + 0x24, 8, IST_TOP); /* IST 1 */
 	for (unsigned v = 0; v < 32; v++) {
 		unsigned handler = HANDLERS + v * 16;

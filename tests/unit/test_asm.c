@@ -108,6 +108,25 @@ static void test_fcomip_uses_guest_stack(void **state)
 	agree(&g);
 }
 
+/* All low registers but the pointer are taken: the address must not claim any. */
+static void test_cmpxchg_of_high_byte(void **state)
+{
+	struct asm_gen g;
+
+	(void)state;
+	program(&g, "\x0f\xb0\xac\xd6\x00\x01\x00\x00", 8); /* cmpxchg [rsi+rdx*8+0x100], ch */
+	g.start.s.gpr[RSI] = asm_base[0] + ASM_DATA;
+	g.start.s.gpr[RDX] = 0x14;
+	g.start.s.gpr[RCX] = 0x1234;
+	g.start.s.gpr[RAX] = 0xf2;
+	agree(&g);
+	program(&g, "\x0f\xb0\x74\x8e\x40", 5); /* cmpxchg [rsi+rcx*4+0x40], dh */
+	g.start.s.gpr[RSI] = asm_base[0] + ASM_DATA;
+	g.start.s.gpr[RCX] = 0x1f;
+	g.start.s.gpr[RDX] = 0x52bb;
+	agree(&g);
+}
+
 /* A RIP-relative operand that goes on in an unmapped page. */
 static void test_constant_operand_crosses_page(void **state)
 {
@@ -149,6 +168,7 @@ int main(void)
 		cmocka_unit_test(test_string_run_of_no_elements),
 		cmocka_unit_test(test_scas_fault_restores_flags),
 		cmocka_unit_test(test_fcomip_uses_guest_stack),
+		cmocka_unit_test(test_cmpxchg_of_high_byte),
 		cmocka_unit_test(test_constant_operand_crosses_page),
 		cmocka_unit_test(test_new_code_behind_indirect_jump_keeps_flags),
 		cmocka_unit_test(test_generated),

@@ -89,6 +89,7 @@ static void ymm_high(struct code *c, bool store, unsigned ymm, unsigned base, in
 
 /* Host registers of a stub. All are caller-saved; RBX only where the encoding insists on it. */
 struct plan {
+	uint16_t operands; /* guest registers that the instruction itself uses */
 	struct x86_rewrite rw;
 	unsigned state, temp;
 	bool rbx;
@@ -120,10 +121,14 @@ static bool plan_registers(const struct exec_entry *x, struct plan *p)
 {
 	const struct x86_insn *in = &x->insn;
 	uint16_t touched = in->gpr_read | in->gpr_written;
+	/* Beside AH..DH only low registers can be named, and few are left: not for the address, which is computed by now. */
+	if (x->high && in->has_mem)
+		touched = (uint16_t)(in->gpr_written | 1u << (in->reg & 3) | (in->mnemonic == ZYDIS_MNEMONIC_CMPXCHG ? 1u << RAX : 0));
 	uint32_t used = touched & 0x0fc7; /* RAX RCX RDX RSI RDI R8..R11 */
 	bool low = x->high;
 
 	memset(p, 0, sizeof(*p));
+	p->operands = touched;
 	for (int i = 0; i < 16; i++)
 		p->rw.map[i] = (uint8_t)i;
 	p->rw.mem_index = -1;
@@ -283,7 +288,7 @@ static int make_stub(const struct emu_exec *ex, struct exec_entry *x, const stru
 	if (per_register)
 		load_vectors(&c, v, p.state);
 	for (unsigned i = 0; i < 16; i++)
-		if (in->gpr_read >> i & 1)
+		if (in->gpr_read >> i & p.operands >> i & 1)
 			mov_load(&c, p.rw.map[i], p.state, STATE(gpr) + 8 * i);
 	memcpy(c.p, insn, (size_t)n);
 	c.p += n;
