@@ -108,6 +108,22 @@ static void test_fcomip_uses_guest_stack(void **state)
 	agree(&g);
 }
 
+/* With 32-bit addresses a repeated string cuts its registers before it starts. */
+static void test_string_of_32_bit_addresses_and_no_elements(void **state)
+{
+	static const char *const code[] = { "\x67\xf3\xaa", "\x67\xf3\xa4", "\x67\xf3\xac", "\x67\xf3\xa6", "\x67\xf2\xae" };
+	struct asm_gen g;
+
+	(void)state;
+	for (unsigned i = 0; i < sizeof(code) / sizeof(code[0]); i++) {
+		program(&g, code[i], 3); /* stosb, movsb, lodsb, cmpsb, scasb */
+		g.start.s.gpr[RCX] = 0xaaaa00000000;
+		g.start.s.gpr[RSI] = 0xbbbb00001000;
+		g.start.s.gpr[RDI] = 0xcccc00002000;
+		agree(&g);
+	}
+}
+
 /* All low registers but the pointer are taken: the address must not claim any. */
 static void test_cmpxchg_of_high_byte(void **state)
 {
@@ -168,6 +184,7 @@ int main(void)
 		cmocka_unit_test(test_string_run_of_no_elements),
 		cmocka_unit_test(test_scas_fault_restores_flags),
 		cmocka_unit_test(test_fcomip_uses_guest_stack),
+		cmocka_unit_test(test_string_of_32_bit_addresses_and_no_elements),
 		cmocka_unit_test(test_cmpxchg_of_high_byte),
 		cmocka_unit_test(test_constant_operand_crosses_page),
 		cmocka_unit_test(test_new_code_behind_indirect_jump_keeps_flags),

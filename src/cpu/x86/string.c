@@ -354,9 +354,23 @@ static int repeat(struct emu *e, const struct string *t, string_op op, bool comp
 	}
 }
 
+/* A repeated string with 32-bit addresses clears the upper halves of what it uses before it starts: also if the count is 0 or the
+ * first element faults. No manual says so; Intel processors do it, with RSI and RDI for MOVS and STOS only. */
+static void cut_registers(struct x86_state *s, const struct string *t, string_op op)
+{
+	if (!t->rep || t->addrsize != 4)
+		return;
+	s->gpr[RCX] = (uint32_t)s->gpr[RCX];
+	if (op == op_movs)
+		s->gpr[RSI] = (uint32_t)s->gpr[RSI];
+	if (op == op_movs || op == op_stos)
+		s->gpr[RDI] = (uint32_t)s->gpr[RDI];
+}
+
 static int run_string(struct emu *e, const struct exec_entry *x, string_op op, bool compares)
 {
 	struct string t = string_begin(e, &x->insn);
+	cut_registers(e->s, &t, op);
 	uint64_t one = 1, flags = e->s->rflags;
 	int r = t.rep ? repeat(e, &t, op, compares) : op(e, &t, &one);
 
