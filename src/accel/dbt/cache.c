@@ -160,10 +160,15 @@ struct tb *dbt_tb_by_host(struct dbt_vm *vm, uint32_t rx)
 	return &vm->tb[lo];
 }
 
+static unsigned view_hash(uint64_t va, uint64_t pa, uint32_t mode)
+{
+	return (unsigned)(((va ^ (pa >> 12) ^ mode) * 0x9e3779b97f4a7c15ull) >> (64 - VIEW_HASH_BITS));
+}
+
 uint32_t dbt_view_get(struct dbt_vm *vm, uint64_t va, uint64_t pa, uint32_t mode)
 {
 	mode &= MODE_VIEW;
-	unsigned h = (unsigned)(((va ^ (pa >> 12) ^ mode) * 0x9e3779b97f4a7c15ull) >> (64 - VIEW_HASH_BITS));
+	unsigned h = view_hash(va, pa, mode);
 	for (uint32_t i = vm->view_hash[h]; i; i = vm->view[i].hash_next) {
 		struct view *w = &vm->view[i];
 		if (w->va == va && w->pa == pa && w->mode == mode && !w->dead)
@@ -251,7 +256,7 @@ void dbt_page_invalidate(struct dbt_vm *vm, uint64_t page)
 	/* Unhash the dead views. */
 	for (uint32_t i = pc->views; i; i = vm->view[i].page_next) {
 		struct view *w = &vm->view[i];
-		unsigned h = (unsigned)(((w->va ^ (w->pa >> 12) ^ w->mode) * 0x9e3779b97f4a7c15ull) >> (64 - VIEW_HASH_BITS));
+		unsigned h = view_hash(w->va, w->pa, w->mode);
 		uint32_t *p = &vm->view_hash[h];
 		while (*p && *p != i)
 			p = &vm->view[*p].hash_next;
@@ -343,9 +348,8 @@ void dbt_page_protect(struct dbt_vm *vm, struct dbt_vcpu *self, uint64_t page)
 	dbt_world_start(vm);
 }
 
-void dbt_code_written(struct dbt_vm *vm, struct dbt_vcpu *self, uint64_t gpa, uint64_t len)
+void dbt_code_written(struct dbt_vm *vm, uint64_t gpa, uint64_t len)
 {
-	(void)self;
 	if (!len)
 		return;
 	atomic_thread_fence(memory_order_seq_cst);
@@ -396,6 +400,5 @@ void dbt_world_stop(struct dbt_vm *vm, struct dbt_vcpu *self)
 void dbt_world_start(struct dbt_vm *vm)
 {
 	atomic_fetch_sub(&vm->stop_requested, 1);
-	pthread_cond_broadcast(&vm->world_go);
 	pthread_mutex_unlock(&vm->world);
 }

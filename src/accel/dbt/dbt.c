@@ -45,7 +45,7 @@ static unsigned caps(void)
 
 static void watch(void *opaque, uint64_t gpa, uint64_t len)
 {
-	dbt_code_written(opaque, NULL, gpa, len);
+	dbt_code_written(opaque, gpa, len);
 }
 
 static void vm_destroy(struct accel_vm *vm)

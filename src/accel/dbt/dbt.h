@@ -74,7 +74,7 @@ struct tlb2_entry {
 	uint16_t pcid;
 	uint8_t flags; /* T2_* */
 };
-enum { T2_VALID = 1, T2_WRITABLE = 2, T2_USER = 4, T2_NX = 8, T2_GLOBAL = 16, T2_DIRTY = 32, T2_LARGE = 64, T2_HUGE = 128 };
+enum { T2_VALID = 1, T2_WRITABLE = 2, T2_USER = 4, T2_NX = 8, T2_GLOBAL = 16, T2_DIRTY = 32 };
 
 #define ITLB_SIZE 512
 struct itlb_entry {
@@ -169,12 +169,10 @@ struct dbt_vcpu {
 	uint64_t exit_gen;  /* vm->flushes at the last exit */
 	uint32_t exit_mode; /* MODE_NOMERGE of the exit's target */
 	bool exit_stale;    /* DBT_EXIT_TOKEN: from a block that is dead */
-	struct emu_fault fault;
 
 	_Atomic uint8_t inside;
 	_Atomic uint8_t kicked;	    /* accel_vcpu_kick since last looked */
 	_Atomic uint8_t nmi;
-	_Atomic uint8_t work;	    /* flush_all_requested etc. by the world stopper */
 
 	struct dbt_vm *vm;
 	struct dbt_verify *verify; /* ACCEL_DEBUG_VERIFY */
@@ -301,11 +299,16 @@ struct dbt_vm {
 
 	/* Stopping the world. */
 	pthread_mutex_t world; /* held by the stopper */
-	pthread_cond_t world_go;
 	_Atomic uint32_t stop_requested;
 	_Atomic uint64_t flushes; /* of the whole cache: indices of blocks and links found before one mean nothing after it */
 	uint64_t translated, translated_insns;
 };
+
+/* Index of an address in the inline TLB; of all ones: the mask. */
+static inline unsigned dbt_tlb_index(const struct dbt_vm *vm, uint64_t gva)
+{
+	return (unsigned)(gva >> 12) & (vm->debug & ACCEL_DEBUG_TINY_TLB ? 3u : TLB_SIZE - 1);
+}
 
 #define OFF(field) ((uint32_t)offsetof(struct dbt_vcpu, field))
 #define OFF_GPR(n) ((uint32_t)(offsetof(struct dbt_vcpu, s.gpr) + 8u * (unsigned)(n)))
@@ -345,8 +348,8 @@ bool dbt_cache_full(const struct dbt_vm *vm);
 void dbt_cache_trim(struct dbt_vm *vm);
 /* A page is about to hold code: take the write tags away everywhere. self may be NULL. */
 void dbt_page_protect(struct dbt_vm *vm, struct dbt_vcpu *self, uint64_t page);
-/* [gpa, gpa+len) was stored to by something other than translated code. Any thread, no lock held. self: the storing vCPU or NULL. */
-void dbt_code_written(struct dbt_vm *vm, struct dbt_vcpu *self, uint64_t gpa, uint64_t len);
+/* [gpa, gpa+len) was stored to by something other than translated code. Any thread, no lock held. */
+void dbt_code_written(struct dbt_vm *vm, uint64_t gpa, uint64_t len);
 void dbt_world_stop(struct dbt_vm *vm, struct dbt_vcpu *self);
 void dbt_world_start(struct dbt_vm *vm);
 

@@ -360,7 +360,7 @@ int dbt_generate(struct block *b, uint32_t tb)
 	g->tb = tb;
 	g->c = (struct code){ .p = vm->rw + vm->code_used, .end = vm->rw + vm->code_size, .rx_delta = vm->rx - vm->rw };
 	g->tlb_off = (uint32_t)(OFF(tlb) + (b->mode & MODE_USER ? sizeof(struct tlb_entry) * TLB_SIZE : 0));
-	g->tlb_mask = (vm->debug & ACCEL_DEBUG_TINY_TLB ? 3u : TLB_SIZE - 1) << 5;
+	g->tlb_mask = dbt_tlb_index(vm, UINT64_MAX) << 5;
 	g->ncold = 1; /* 0 is the entry's */
 	g->ended = false;
 	struct code *c = &g->c;

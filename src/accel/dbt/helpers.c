@@ -21,7 +21,7 @@ static uint64_t leave_step(struct dbt_vcpu *v, uint64_t pc)
 /* Host address of a guest byte for a read or write that stays in its page, or NULL if the inline check would not pass. */
 static uint8_t *access_page(struct dbt_vcpu *v, uint64_t gva, bool write, bool user)
 {
-	struct tlb_entry *e = &v->tlb[user][(gva >> 12) & (v->vm->debug & ACCEL_DEBUG_TINY_TLB ? 3 : TLB_SIZE - 1)];
+	struct tlb_entry *e = &v->tlb[user][dbt_tlb_index(v->vm, gva)];
 	uint64_t npage = -(gva & PAGE_MASK);
 	if ((write ? e->nwrite : e->nread) != npage && dbt_fill(v, gva, 1, write, user) < 0)
 		return NULL;

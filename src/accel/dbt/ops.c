@@ -61,7 +61,7 @@ void dbt_heavy_end(struct dbt_vcpu *v)
 static void op_ram_written(void *opaque, uint64_t gpa, unsigned len)
 {
 	struct dbt_vcpu *v = opaque;
-	dbt_code_written(v->vm, v, gpa, len);
+	dbt_code_written(v->vm, gpa, len);
 }
 
 int dbt_exit_call(struct dbt_vcpu *v, struct accel_exit *x)

@@ -78,12 +78,7 @@ static bool stack_access(const struct block_insn *g, int64_t *off, unsigned *len
 /* An access by address registers (or a constant address) that can be in a group. */
 static bool general_access(const struct block_insn *g)
 {
-	switch (g->cls) {
-	case CLS_PLAIN:
-		return g->in.has_mem && g->acc == ACC_NONE;
-	default:
-		return false;
-	}
+	return g->cls == CLS_PLAIN && g->in.has_mem && g->acc == ACC_NONE;
 }
 
 static uint16_t address_regs(const struct block_insn *g)

@@ -73,7 +73,7 @@ static void flush_local(struct dbt_vcpu *v)
 
 static void flush_page(struct dbt_vcpu *v, uint64_t page, uint16_t pcid)
 {
-	unsigned i = (unsigned)(page >> 12) & (v->vm->debug & ACCEL_DEBUG_TINY_TLB ? 3 : TLB_SIZE - 1);
+	unsigned i = dbt_tlb_index(v->vm, page);
 	for (int u = 0; u < 2; u++) {
 		struct tlb_entry *e = &v->tlb[u][i];
 		if (e->nread == -page || e->nwrite == -page)
@@ -166,7 +166,6 @@ static int translate(struct dbt_vcpu *v, uint64_t gva, enum mmu_access access, b
 	uint8_t f = (uint8_t)(T2_VALID | (r.writable ? T2_WRITABLE : 0) | (r.user ? T2_USER : 0) | (r.nx ? T2_NX : 0) |
 			      (r.global && (v->s.cr4 & CR4_PGE) ? T2_GLOBAL : 0) | (r.dirty ? T2_DIRTY : 0));
 	if (r.page_size > PAGE_SIZE) {
-		f |= T2_LARGE;
 		v->large_map[LARGE_BIT(gva) / 64] |= 1ull << (LARGE_BIT(gva) % 64);
 		if (r.page_size > 0x200000)
 			v->has_huge = true;
@@ -200,7 +199,7 @@ static uint8_t *fill_l1(struct dbt_vcpu *v, uint64_t gva, bool user, uint64_t gp
 	if (ram_page < 0)
 		return NULL;
 	uint64_t page = gva & PAGE_MASK;
-	unsigned i = (unsigned)(page >> 12) & (vm->debug & ACCEL_DEBUG_TINY_TLB ? 3 : TLB_SIZE - 1);
+	unsigned i = dbt_tlb_index(vm, page);
 	struct tlb_entry *e = &v->tlb[user][i];
 	struct mmu_result r = { .writable = flags & T2_WRITABLE, .user = flags & T2_USER, .nx = flags & T2_NX };
 	uint8_t *hpage = page_hva(vm, ram_page);
@@ -244,7 +243,7 @@ int dbt_fill(struct dbt_vcpu *v, uint64_t gva, unsigned size, bool write, bool u
 	if (!fill_l1(v, gva, user, gpa, flags))
 		return -1;
 	uint64_t page = gva & PAGE_MASK;
-	struct tlb_entry *e = &v->tlb[user][(page >> 12) & (v->vm->debug & ACCEL_DEBUG_TINY_TLB ? 3 : TLB_SIZE - 1)];
+	struct tlb_entry *e = &v->tlb[user][dbt_tlb_index(v->vm, page)];
 	return (write ? e->nwrite : e->nread) == -page ? 0 : -1;
 }
 
@@ -261,7 +260,7 @@ int dbt_emu_translate(void *opaque, uint64_t gva, enum mmu_access access, bool u
 		return 0;
 	}
 	uint64_t page = gva & PAGE_MASK, gpa;
-	struct tlb_entry *e = &v->tlb[user][(page >> 12) & (v->vm->debug & ACCEL_DEBUG_TINY_TLB ? 3 : TLB_SIZE - 1)];
+	struct tlb_entry *e = &v->tlb[user][dbt_tlb_index(v->vm, page)];
 	if ((access == MMU_WRITE ? e->nwrite : e->nread) == -page) {
 		out->hva = e->hpage + (gva & (PAGE_SIZE - 1));
 		out->gpa = 0; /* set below: the emulator wants it for ram_written */
@@ -353,7 +352,7 @@ uint64_t dbt_help_fill_stack(struct dbt_vcpu *v, uint64_t gva, uint64_t what, ui
 {
 	bool user = v->s.cpl == 3;
 	uint64_t page = gva & PAGE_MASK;
-	struct tlb_entry *e = &v->tlb[user][(page >> 12) & (v->vm->debug & ACCEL_DEBUG_TINY_TLB ? 3 : TLB_SIZE - 1)];
+	struct tlb_entry *e = &v->tlb[user][dbt_tlb_index(v->vm, page)];
 	if (what & FILL_REFUSE || (gva & (PAGE_SIZE - 1)) + (what >> 16) > PAGE_SIZE ||
 	    (e->nwrite != -page && dbt_fill(v, gva, what >> 16, what & FILL_WRITE, user) < 0))
 		return ret + 5;
