@@ -308,8 +308,19 @@ uint16_t asm_gen_undefined(const struct asm_gen *g, uint64_t rip)
 	return all;
 }
 
-/* Flags read from item i's byte `from` on, of those not yet overwritten. */
-static uint16_t live_from(const struct asm_gen *g, unsigned i, unsigned from, uint16_t open, uint16_t seen[ASM_ITEMS])
+/* An item that ends within an instruction: the bytes behind it belong to that, and what they read is not in the items. */
+static bool is_cut(const uint8_t *bytes, unsigned n)
+{
+	ZydisDecoder decoder;
+	ZydisDecodedInstruction zi;
+
+	ZydisDecoderInit(&decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
+	return n < 15 && ZydisDecoderDecodeInstruction(&decoder, NULL, bytes, n, &zi) == ZYDIS_STATUS_NO_MORE_DATA;
+}
+
+/* Flags read from item i's byte `from` on, of those not yet overwritten; code[i] is the item as assembled. */
+static uint16_t live_from(const struct asm_gen *g, const uint8_t *const code[], unsigned i, unsigned from, uint16_t open,
+			  uint16_t seen[ASM_ITEMS])
 {
 	uint16_t live = 0;
 
@@ -325,8 +336,8 @@ static uint16_t live_from(const struct asm_gen *g, unsigned i, unsigned from, ui
 		for (unsigned at = from; at < it->len;) {
 			struct x86_insn in;
 			ZydisDecodedInstruction zi;
-			if (!decode(it->bytes + at, it->len - at, &in, &zi))
-				return live | open;
+			if (!decode(code[i] + at, it->len - at, &in, &zi))
+				return is_cut(code[i] + at, it->len - at) ? live : live | open; /* cut: nobody knows */
 			live |= in.flags_read & open;
 			if (in.mnemonic == ZYDIS_MNEMONIC_PUSHFQ || in.mnemonic == ZYDIS_MNEMONIC_PUSHF || in.mnemonic == ZYDIS_MNEMONIC_HLT)
 				live |= open;
@@ -337,7 +348,7 @@ static uint16_t live_from(const struct asm_gen *g, unsigned i, unsigned from, ui
 		if (it->flow == FLOW_RET || it->flow == FLOW_END)
 			return live | open;
 		if (it->flow != FLOW_NEXT)
-			live |= live_from(g, it->target >= 0 ? (unsigned)it->target : g->n, 0, open, seen);
+			live |= live_from(g, code, it->target >= 0 ? (unsigned)it->target : g->n, 0, open, seen);
 		if (it->flow == FLOW_JUMP || it->flow == FLOW_CALL)
 			return live;
 		i++;
@@ -345,13 +356,14 @@ static uint16_t live_from(const struct asm_gen *g, unsigned i, unsigned from, ui
 	return live;
 }
 
-static bool is_boundary(const struct asm_item *it, unsigned off)
+/* Does an instruction of the item of `len` bytes begin at `off`? */
+static bool is_boundary(const uint8_t *code, unsigned len, unsigned off)
 {
 	unsigned at = 0;
 
 	while (at < off) {
 		struct x86_insn in;
-		if (x86_decode(it->bytes + at, it->len - at, X86_MODE_64, &in) < 0)
+		if (x86_decode(code + at, len - at, X86_MODE_64, &in) < 0)
 			return false;
 		at += in.len;
 	}
@@ -362,13 +374,19 @@ uint16_t asm_gen_dead(const struct asm_gen *g, uint64_t rip)
 {
 	uint32_t at[ASM_ITEMS + 1];
 	uint16_t seen[ASM_ITEMS] = { 0 };
+	const uint8_t *code[ASM_ITEMS];
+	struct asm_program p;
 
+	if (!asm_gen_assemble(g, &p))
+		return 0;
 	item_offsets(g, at);
 	for (unsigned i = 0; i < g->n; i++)
-		if (rip >= at[i] && rip < at[i + 1] && !is_boundary(&g->item[i], (unsigned)(rip - at[i])))
+		code[i] = p.code + (at[i] - p.start);
+	for (unsigned i = 0; i < g->n; i++)
+		if (rip >= at[i] && rip < at[i + 1] && !is_boundary(code[i], g->item[i].len, (unsigned)(rip - at[i])))
 			return FL_STATUS; /* a wild jump into an instruction: nobody knows */
 		else if (rip >= at[i] && rip < at[i + 1])
-			return (uint16_t)(FL_STATUS & ~live_from(g, i, (unsigned)(rip - at[i]), FL_STATUS, seen));
+			return (uint16_t)(FL_STATUS & ~live_from(g, code, i, (unsigned)(rip - at[i]), FL_STATUS, seen));
 	return 0;
 }
 

@@ -53,6 +53,12 @@ static inline uint64_t rdgsbase(void)
 	return v;
 }
 
+/* NT and ID, which a signal's return leaves as they are: the next program, and we, want them as they were. */
+static inline void clear_lasting_flags(void)
+{
+	__builtin_ia32_writeeflags_u64(__builtin_ia32_readeflags_u64() & ~(unsigned long long)(FL_NT | FL_ID));
+}
+
 /* Bytes of the XSAVE image on the signal frame; without the extended part there is no way to see YMM. */
 #define FRAME_XSAVE 832
 
@@ -73,6 +79,7 @@ static void leave(ucontext_t *uc, enum asm_end end)
 	memcpy(g, native.host.uc_mcontext.gregs, sizeof(native.host.uc_mcontext.gregs));
 	memcpy(uc->uc_mcontext.fpregs, native.host_fpu, FRAME_XSAVE);
 	native.running = false;
+	clear_lasting_flags();
 }
 
 static void enter(ucontext_t *uc)
