@@ -22,10 +22,13 @@
 #include "machine/boot.h"
 #include "mem/ram.h"
 #include "pci/host.h"
+#include "vm/loop.h"
 #include "vm/vm.h"
 
 struct machine {
 	struct machine_config config; /* [I] */
+	pthread_mutex_t device_lock;
+	struct loop *loop; /* [I] */
 	pthread_mutex_t lock;	      /* vm and quit: machine_stop against a reboot */
 	bool quit;
 	unsigned boots;
@@ -76,7 +79,7 @@ static int create_devices(struct machine *m, struct error *err)
 {
 	struct vm *vm = m->vm;
 	struct irqchip *chip = vm->irqchip;
-	struct loop *loop = vm->loop;
+	struct loop *loop = m->loop;
 	struct bus *pio = &vm->pio, *mmio = &vm->mmio;
 	int r;
 
@@ -224,6 +227,8 @@ static int build(struct machine *m, struct error *err)
 	const struct vm_config vm_config = {
 		.accel = m->config.accel,
 		.ram = &m->ram,
+		.loop = m->loop,
+		.device_lock = &m->device_lock,
 		.ncpus = m->config.ncpus,
 		.kvm_leaves = true,
 		.code_cache_size = m->config.code_cache_size,
@@ -268,7 +273,10 @@ int machine_create(struct machine **out, const struct machine_config *config, st
 	m->config = *config;
 	m->ram.fd = -1;
 	pthread_mutex_init(&m->lock, NULL);
-	int r = build(m, err);
+	pthread_mutex_init(&m->device_lock, NULL);
+	int r = loop_create(&m->loop, &m->device_lock, err);
+	if (!r)
+		r = build(m, err);
 	if (r) {
 		machine_destroy(m);
 		return r;
@@ -350,6 +358,8 @@ void machine_destroy(struct machine *m)
 	if (!m)
 		return;
 	tear_down(m);
+	loop_destroy(m->loop);
+	pthread_mutex_destroy(&m->device_lock);
 	pthread_mutex_destroy(&m->lock);
 	free(m);
 }

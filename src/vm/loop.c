@@ -327,5 +327,9 @@ void loop_run(struct loop *loop)
 			(void)r;
 		}
 	}
+}
+
+void loop_again(struct loop *loop)
+{
 	atomic_store(&loop->stop, false);
 }

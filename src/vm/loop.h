@@ -25,9 +25,10 @@ struct vtimer {
 int loop_create(struct loop **out, pthread_mutex_t *device_lock, struct error *err);
 void loop_destroy(struct loop *loop);
 
-/* Serve timers and descriptors until loop_stop. */
+/* Serve timers and descriptors until loop_stop, also one that came before. A stopped loop stays stopped until loop_again. */
 void loop_run(struct loop *loop);
 void loop_stop(struct loop *loop);
+void loop_again(struct loop *loop);
 
 void vtimer_init(struct vtimer *t, struct loop *loop, void (*fn)(void *opaque), void *opaque);
 /* Fire once when clock_ns() reaches `deadline_ns`; replaces an earlier deadline. */

@@ -23,10 +23,7 @@ static int create_vcpus(struct vm *vm, struct error *err)
 static int create_parts(struct vm *vm, struct error *err)
 {
 	const struct vm_config *config = &vm->config;
-	int r = loop_create(&vm->loop, &vm->device_lock, err);
-	if (r)
-		return r;
-	r = irqchip_create(&vm->irqchip, config->ncpus, vm->loop, &vm->device_lock, err);
+	int r = irqchip_create(&vm->irqchip, config->ncpus, vm->loop, vm->device_lock, err);
 	if (r)
 		return r;
 	r = irqchip_map(vm->irqchip, &vm->pio, &vm->mmio, err);
@@ -56,10 +53,11 @@ int vm_create(struct vm **out, const struct vm_config *config, struct error *err
 		return error_set(err, ENOMEM, "out of memory for the virtual machine");
 	vm->config = *config;
 	vm->ncpus = config->ncpus;
-	pthread_mutex_init(&vm->device_lock, NULL);
+	vm->loop = config->loop;
+	vm->device_lock = config->device_lock;
 	pthread_mutex_init(&vm->result_lock, NULL);
-	bus_init(&vm->pio, "I/O ports", &vm->device_lock);
-	bus_init(&vm->mmio, "memory", &vm->device_lock);
+	bus_init(&vm->pio, "I/O ports", vm->device_lock);
+	bus_init(&vm->mmio, "memory", vm->device_lock);
 	pvclock_init(&vm->pvclock, config->ram, config->ncpus);
 	int r = create_parts(vm, err);
 	if (r) {
@@ -80,10 +78,8 @@ void vm_destroy(struct vm *vm)
 	if (vm->accel)
 		vm->config.accel->vm_destroy(vm->accel);
 	irqchip_destroy(vm->irqchip);
-	loop_destroy(vm->loop);
 	pvclock_destroy(&vm->pvclock);
 	pthread_mutex_destroy(&vm->result_lock);
-	pthread_mutex_destroy(&vm->device_lock);
 	free(vm);
 }
 
@@ -100,6 +96,7 @@ enum vm_result vm_run(struct vm *vm)
 	vm_stop(vm, VM_QUIT, NULL); /* if somebody stopped only the loop */
 	for (unsigned i = 0; i < vm->ncpus; i++)
 		vcpu_join(&vm->vcpu[i]);
+	loop_again(vm->loop); /* nobody is left who would stop it for this VM */
 	return vm->result;
 }
 

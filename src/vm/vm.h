@@ -2,7 +2,7 @@
  * A virtual machine without its devices: RAM, accelerator, vCPUs, interrupt controllers, buses, event loop.
  *
  * The machine (machine/pc) creates it, puts devices on the buses, sets the bootstrap processor's state and calls vm_run
- * on the main thread. A VM ends once: by power-off, reset, debug exit or a failure; the first request counts. Rebooting
+ * on the main thread. Loop and device lock are the machine's: what is behind the devices outlives a reboot. A VM ends once: by power-off, reset, debug exit or a failure; the first request counts. Rebooting
  * is destroying it and building a new one.
  */
 #ifndef TRAPLINE_VM_VM_H
@@ -40,6 +40,8 @@ enum vm_result {
 struct vm_config {
 	const struct accel_ops *accel;
 	struct guest_ram *ram; /* outlives the VM */
+	struct loop *loop;     /* outlives the VM */
+	pthread_mutex_t *device_lock; /* the loop's; outlives the VM */
 	unsigned ncpus;
 	bool kvm_leaves;       /* tell the guest it runs under KVM's paravirtual interface (kvm-clock) */
 	size_t code_cache_size; /* as accel_vm_config */
@@ -49,8 +51,8 @@ struct vm_config {
 
 struct vm {
 	struct vm_config config; /* [I] */
-	pthread_mutex_t device_lock;
-	struct loop *loop;	 /* [I] */
+	pthread_mutex_t *device_lock; /* [I] not owned */
+	struct loop *loop;	 /* [I] not owned */
 	struct bus pio, mmio;
 	struct irqchip *irqchip; /* [I] */
 	struct pvclock pvclock;

@@ -120,6 +120,7 @@ static void descriptors(void **state)
 	loop_run(b.loop);
 	assert_int_equal(r.events, 3);
 	/* and again, after it was taken out */
+	loop_again(b.loop);
 	assert_int_equal(loop_add_fd(b.loop, p[0], EPOLLIN, on_readable, &r), 0);
 	vtimer_arm(&end.t, clock_ns() + 10000000);
 	r.bytes = 1;
@@ -138,6 +139,7 @@ static void stop_before_run(void **state)
 	bench_start(&b);
 	loop_stop(b.loop);
 	loop_run(b.loop);
+	loop_run(b.loop); /* stopped until somebody says otherwise */
 	bench_stop(&b);
 }
 

@@ -25,6 +25,8 @@
 
 struct fixture {
 	struct guest_ram ram;
+	pthread_mutex_t lock;
+	struct loop *loop;
 	struct vm *vm;
 };
 
@@ -33,13 +35,24 @@ static void build(struct fixture *f, unsigned ncpus)
 	struct error err;
 	clock_init();
 	assert_int_equal(ram_create(&f->ram, 16 << 20, &err), 0);
-	struct vm_config config = { .accel = &accel_fake, .ram = &f->ram, .ncpus = ncpus, .kvm_leaves = true };
+	pthread_mutex_init(&f->lock, NULL);
+	assert_int_equal(loop_create(&f->loop, &f->lock, &err), 0);
+	struct vm_config config = {
+		.accel = &accel_fake,
+		.ram = &f->ram,
+		.loop = f->loop,
+		.device_lock = &f->lock,
+		.ncpus = ncpus,
+		.kvm_leaves = true,
+	};
 	assert_int_equal(vm_create(&f->vm, &config, &err), 0);
 }
 
 static void drop(struct fixture *f)
 {
 	vm_destroy(f->vm);
+	loop_destroy(f->loop);
+	pthread_mutex_destroy(&f->lock);
 	ram_destroy(&f->ram);
 }
 

@@ -1,0 +1,58 @@
+/*
+ * Asynchronous file I/O and work on other threads: io_uring where it is permitted, else a pool of threads.
+ *
+ * One a machine. All calls with the device lock held; `done` too (from the loop when the engine's eventfd fires, or from inside
+ * aio_kick). Jobs are their submitter's until `done`. `run` of a work item is called on a pool thread with no lock
+ * held, and may use the fd calls of its own module only.
+ */
+#ifndef TRAPLINE_BLOCK_AIO_H
+#define TRAPLINE_BLOCK_AIO_H
+
+#include <stdint.h>
+#include <sys/uio.h>
+
+struct aio;
+struct error;
+struct loop;
+
+enum aio_engine { AIO_AUTO, AIO_URING, AIO_THREADS };
+
+enum aio_op { AIO_READ, AIO_WRITE, AIO_FSYNC, AIO_DISCARD, AIO_ZERO }; /* ZERO and DISCARD: fallocate; where it is not supported -EOPNOTSUPP */
+
+struct aio_job {
+	enum aio_op op;
+	int fd;
+	uint64_t offset, len; /* bytes */
+	const struct iovec *iov;
+	unsigned niov; /* any number: cut into IOV_MAX pieces inside */
+	unsigned flags; /* AIO_DATASYNC: of WRITE, RWF_DSYNC */
+	/* 0 or -errno. Short reads at the end of the file are filled with zeroes, other short transfers continued: all or an error. */
+	void (*done)(struct aio_job *j, int result);
+	void *opaque;
+	struct aio_job *next;
+	uint64_t progress;
+};
+#define AIO_DATASYNC 1u
+
+struct aio_work {
+	int (*run)(struct aio_work *w);		       /* pool thread */
+	void (*done)(struct aio_work *w, int result); /* device lock held */
+	void *opaque;
+	struct aio_work *next;
+	int result;
+};
+
+/* -ENOSYS/-EPERM with a sentence if AIO_URING is asked for and the host refuses it; AIO_AUTO falls back to threads. */
+int aio_create(struct aio **out, enum aio_engine engine, struct loop *loop, struct error *err);
+/* Nothing may be in flight. */
+void aio_destroy(struct aio *a);
+const char *aio_name(const struct aio *a); /* "io_uring" or "threads" */
+
+void aio_submit(struct aio *a, struct aio_job *j);
+void aio_work_submit(struct aio *a, struct aio_work *w);
+/* Start what was submitted; call `done` of everything that is complete. Callbacks may submit more. */
+void aio_kick(struct aio *a);
+/* Wait until at least one thing that is in flight completes, and deliver it: for closing. Returns how many are left. */
+unsigned aio_wait(struct aio *a);
+
+#endif
