@@ -85,7 +85,7 @@ static void writes_are_told(void **state)
 	(void)state;
 	struct guest_ram ram;
 	assert_int_equal(ram_create(&ram, 1 << 20, NULL), 0);
-	ram_set_watcher(&ram, note, NULL);
+	ram_set_watcher(&ram, &(struct ram_watcher){ .written = note });
 	assert_int_equal(ram_write(&ram, 0x1234, "abc", 3), 0);
 	assert_true(told_gpa == 0x1234 && told_len == 3);
 	assert_int_equal(ram_write(&ram, 1 << 20, "abc", 3), -EFAULT);
