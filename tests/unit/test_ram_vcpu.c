@@ -81,22 +81,30 @@ PROGRAM(p_strings, "movb $7, %al\n"
 
 static const uint8_t returns_1[] = { 0xb8, 1, 0, 0, 0, 0xc3 }, returns_2[] = { 0xb8, 2, 0, 0, 0, 0xc3 };
 
+struct rig;
+
+struct seat {
+	struct rig *r;
+	_Atomic unsigned mmio_reads, mmio_writes;
+};
+
 struct rig {
 	const struct accel_ops *ops;
 	struct guest_ram ram;
 	struct x86_cpuid_table cpuid;
 	struct accel_vm *vm;
-	struct accel_vcpu *vcpu[4];
+	struct accel_vcpu *vcpu[2];
+	struct seat seat[2];
 	unsigned n;
 	void (*port)(struct rig *r, uint16_t port);
 	uint64_t where;
-	_Atomic unsigned mmio_reads, mmio_writes;
 	bool failed;
 };
 
 static int on_exit_of(void *opaque, struct accel_exit *x)
 {
-	struct rig *r = opaque;
+	struct seat *seat = opaque;
+	struct rig *r = seat->r;
 	switch (x->kind) {
 	case ACCEL_EXIT_HLT:
 		return 1;
@@ -106,9 +114,9 @@ static int on_exit_of(void *opaque, struct accel_exit *x)
 		return 0;
 	case ACCEL_EXIT_MMIO:
 		if (x->mmio.write) {
-			r->mmio_writes++;
+			seat->mmio_writes++;
 		} else {
-			r->mmio_reads++;
+			seat->mmio_reads++;
 			x->mmio.value = UINT64_MAX; /* nobody there */
 		}
 		return 0;
@@ -151,8 +159,9 @@ static struct rig *rig_make(const struct accel_ops *ops, unsigned n)
 	x86_cpuid_build(&r->cpuid, &(struct x86_cpuid_policy){ .ncpus = 1 });
 	assert_int_equal(ops->vm_create(&r->vm, &(struct accel_vm_config){ .ram = &r->ram, .ncpus = n }, &err), 0);
 	for (unsigned i = 0; i < n; i++) {
+		r->seat[i].r = r;
 		const struct accel_vcpu_config vcpu = {
-			.index = i, .exit = on_exit_of, .opaque = r, .cpuid = &r->cpuid, .irq = { no_interrupt, no_vector, r }
+			.index = i, .exit = on_exit_of, .opaque = &r->seat[i], .cpuid = &r->cpuid, .irq = { no_interrupt, no_vector, r }
 		};
 		assert_int_equal(ops->vcpu_create(&r->vcpu[i], r->vm, &vcpu, &err), 0);
 	}
@@ -214,16 +223,16 @@ static void test_data(void **state)
 	load(r, 0, p_data, p_data_end, at + RAM_BLOCK_SIZE);
 	run(r);
 	assert_false(r->failed);
-	assert_true(r->mmio_reads > 100 && r->mmio_writes > 100);
+	assert_true(r->seat[0].mmio_reads > 100 && r->seat[0].mmio_writes > 100);
 	/* Plugged, unplugged in the middle, plugged again: empty. */
 	assert_int_equal(ram_unplug(&r->ram, ROOM, 8 << 20), 0);
 	assert_int_equal(ram_plug(&r->ram, ROOM, 4 << 20), 0);
-	r->mmio_reads = r->mmio_writes = 0;
+	r->seat[0].mmio_reads = r->seat[0].mmio_writes = 0;
 	load(r, 0, p_data, p_data_end, at);
 	const struct x86_state *s = run(r);
 	assert_false(r->failed);
-	assert_int_equal(r->mmio_reads, 1);
-	assert_int_equal(r->mmio_writes, 2);
+	assert_int_equal(r->seat[0].mmio_reads, 1);
+	assert_int_equal(r->seat[0].mmio_writes, 2);
 	assert_int_equal(s->gpr[RBX], 1);
 	assert_int_equal(s->gpr[RAX], 1);
 	assert_true(s->gpr[RDX] == UINT64_MAX);
@@ -324,11 +333,13 @@ static void test_race(void **state)
 			nanosleep(&ms, NULL);
 		assert_true(host[0]);
 		assert_int_equal(ram_unplug(&r->ram, ROOM + RAM_BLOCK_SIZE, RAM_BLOCK_SIZE), 0);
-		/* An emulated instruction may be under way: until it is over. */
-		unsigned writes = r->mmio_writes;
-		for (unsigned wait = 0; r->mmio_writes < writes + 10000 && wait < 5000; wait++)
-			nanosleep(&ms, NULL);
-		assert_true(r->mmio_writes >= writes + 10000);
+		/* An emulated instruction may be under way: until each vCPU has been in the next one. */
+		for (unsigned i = 0; i < 2; i++) {
+			unsigned writes = r->seat[i].mmio_writes;
+			for (unsigned wait = 0; r->seat[i].mmio_writes < writes + 2 && wait < 5000; wait++)
+				nanosleep(&ms, NULL);
+			assert_true(r->seat[i].mmio_writes >= writes + 2);
+		}
 		for (unsigned k = 0; k < 512; k++)
 			host[k] = 0x5a5a5a5a5a5a5a5a;
 		nanosleep(&ms, NULL);
