@@ -39,7 +39,8 @@ MAY_INCLUDE = {
     "guestabi": ["base", "mem", "cpu"],
     "irqchip": ["base"] + VM_LOWER,
     "chardev": ["base"] + VM_LOWER,
-    "device": ["base", "mem", "chardev"] + VM_LOWER,
+    "net": ["base"] + VM_LOWER,
+    "device": ["base", "mem", "chardev", "net"] + VM_LOWER,
     "pci": ["base", "mem"] + VM_LOWER,
     "load": ["base", "mem"],
     "machine": ["base", "mem", "cpu", "vm", "accel/accel.h", "guestabi", "irqchip", "chardev", "device", "pci", "load"],
@@ -50,6 +51,7 @@ MAY_INCLUDE = {
 ONLY = {
     "linux/kvm.h": ["accel/kvm"],
     "asm/kvm.h": ["accel/kvm"],
+    "slirp/": ["net"],
     "Zydis/": ["cpu/x86", "accel/dbt"],
     "ucontext.h": ["accel", "cpu/x86"],  # host registers of a signal
 }

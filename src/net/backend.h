@@ -24,6 +24,8 @@ struct net_backend {
 	 * that gso_size is not 0 is checked. Send or drop it (count it in stats.tx_dropped) and return true; or return false if it must wait,
 	 * and call net_writable later. */
 	bool (*send)(struct net *n, unsigned q, const struct net_header *h, const struct iovec *iov, unsigned niov);
+	/* A batch of frames from the guest ends. Optional. */
+	void (*flush)(struct net *n);
 	/* The client has room again after net_deliver returned false. */
 	void (*resume)(struct net *n);
 	/* n->guest_offloads or n->pairs changed. Optional. */
@@ -53,6 +55,22 @@ bool net_deliver(struct net *n, unsigned q, const struct net_header *h, const st
 /* send() returned false for q, and now there is room. */
 void net_writable(struct net *n, unsigned q);
 void net_set_link(struct net *n, bool up);
+
+/* --- frames; the headers' offsets are checked again --- */
+
+/* The Internet checksum's sum of len bytes on top of `sum`, folded to 16 bits, in memory order and not yet complemented. */
+uint32_t net_checksum(const void *data, size_t len, uint32_t sum);
+/* Copy n iovecs into dst; returns how many bytes, at most room. */
+size_t net_gather(void *dst, size_t room, const struct iovec *iov, unsigned n);
+
+/* For backends that take a large TCP frame as one large IP packet (a user-mode stack, which does not care what the wire's MTU is): write the lengths
+ * and checksums of a frame whose gso_type is TCP into it, whatever the driver left there. -EINVAL if it is no TCP in IP, or more than 64 KiB. */
+int net_whole_packet(const struct net_header *h, uint8_t *frame, size_t len);
+
+/* Cut a large frame (gso_type TCP or UDP_L4) into packets of at most gso_size bytes of payload with lengths and checksums complete, and
+ * give each to fn. `out` has room for a frame. -EINVAL: it is not what its header says; nothing was given. */
+int net_segment(const struct net_header *h, const uint8_t *frame, size_t len, uint8_t *out, void (*fn)(void *opaque, const uint8_t *frame, size_t len),
+		void *opaque);
 
 /* The backends; net.c lists them. */
 extern const struct net_backend net_backend_user, net_backend_none;
