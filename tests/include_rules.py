@@ -39,6 +39,7 @@ MAY_INCLUDE = {
     "guestabi": ["base", "mem", "cpu"],
     "irqchip": ["base"] + VM_LOWER,
     "chardev": ["base"] + VM_LOWER,
+    "block": ["base"] + VM_LOWER,
     "device": ["base", "mem", "chardev"] + VM_LOWER,
     "pci": ["base", "mem"] + VM_LOWER,
     "load": ["base", "mem"],
