@@ -39,7 +39,7 @@
 #define SLOTS 64
 #define PIECE_MAX (1u << 20)	    /* bytes of data a command; with SLOTS the bound on bounce memory */
 #define RANGE_MAX (1ull << 30)	    /* of a trim or zero: it has no payload */
-#define CONNECT_NS (10 * NS_PER_SEC)
+#define CONNECT_NS (10 * NS_PER_SEC) /* for connecting and the handshake; less if the timeout for requests is */
 #define BACKOFF_MAX 30		    /* seconds */
 #define EVENTS_A_TURN 64	    /* replies read before others get the device lock */
 
@@ -74,6 +74,7 @@ struct export {
 struct target {
 	char *uri, *certificates, *user, *psk;
 	const char *option;
+	uint64_t timeout_ns; /* of connecting */
 };
 
 struct nbd_node {
@@ -199,7 +200,7 @@ static int connect_to(struct nbd_handle **out, struct export *x, const struct ta
 	struct nbd_handle *h = nbd_create();
 	if (!h)
 		return error_set(err, ENOMEM, "%s: cannot start the NBD client for %s: %s", t->option, t->uri, why());
-	uint64_t end = clock_ns() + CONNECT_NS;
+	uint64_t end = clock_ns() + t->timeout_ns;
 	int r = configure(h, t);
 	if (r < 0)
 		r = error_set(err, nbd_get_errno() ? nbd_get_errno() : EINVAL, "%s: cannot connect to %s: %s", t->option, t->uri, why());
@@ -753,6 +754,7 @@ static int read_options(struct nbd_node *n, const struct block_open *o, struct e
 			return r;
 	}
 	n->timeout_ns = seconds * NS_PER_SEC;
+	t->timeout_ns = n->timeout_ns < CONNECT_NS ? n->timeout_ns : CONNECT_NS;
 	if (!t->uri)
 		return error_set(err, ENOMEM, "out of memory for %s", o->name);
 	if ((t->certificates || t->user || t->psk) && strncmp(t->uri, "nbds", 4))
