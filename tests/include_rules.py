@@ -54,6 +54,7 @@ MAY_INCLUDE = {
 ONLY = {
     "linux/kvm.h": ["accel/kvm"],
     "asm/kvm.h": ["accel/kvm"],
+    "slirp/": ["net"],
     "Zydis/": ["cpu/x86", "accel/dbt"],
     "ucontext.h": ["accel", "cpu/x86"],  # host registers of a signal
 }
