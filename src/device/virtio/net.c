@@ -328,7 +328,6 @@ int virtio_net_create(struct virtio_device **out, const struct virtio_net_config
 	for (unsigned i = 0; i < n; i++)
 		sizes[i] = i % 2 ? TX_SIZE : RX_SIZE;
 	sizes[n] = CTRL_SIZE;
-	/* Without MQ the control queue is the third; with it the last. As sizes differ, the third must not be larger than it could be. */
 	int r = virtio_init(&v->d, &net_ops, host, offer(v, info), &v->regs, sizeof(v->regs), n + 1, sizes, err);
 	if (r) {
 		free(v);
