@@ -73,6 +73,6 @@ int net_segment(const struct net_header *h, const uint8_t *frame, size_t len, ui
 		void *opaque);
 
 /* The backends; net.c lists them. */
-extern const struct net_backend net_backend_user, net_backend_none;
+extern const struct net_backend net_backend_user, net_backend_passt, net_backend_tap, net_backend_socket, net_backend_none;
 
 #endif

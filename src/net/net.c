@@ -9,6 +9,9 @@
 
 static const struct net_backend *const backends[] = {
 	&net_backend_user,
+	&net_backend_passt,
+	&net_backend_tap,
+	&net_backend_socket,
 	&net_backend_none,
 };
 
