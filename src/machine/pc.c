@@ -20,6 +20,8 @@
 #include "device/uart.h"
 #include "load/load.h"
 #include "machine/boot.h"
+#include "machine/stats.h"
+#include "machine/virtio.h"
 #include "mem/ram.h"
 #include "pci/host.h"
 #include "vm/loop.h"
@@ -29,6 +31,7 @@ struct machine {
 	struct machine_config config; /* [I] */
 	pthread_mutex_t device_lock;
 	struct loop *loop; /* [I] */
+	struct machine_virtio *virtio; /* what is open behind them outlives a reboot */
 	pthread_mutex_t lock;	      /* vm and quit: machine_stop against a reboot */
 	bool quit;
 	unsigned boots;
@@ -65,7 +68,7 @@ static void on_debug_exit(void *opaque, uint32_t value)
 
 static void on_quit(void *opaque)
 {
-	vm_request_quit(opaque);
+	machine_stop(opaque);
 }
 
 static void on_msi(void *opaque, uint64_t address, uint32_t data)
@@ -119,8 +122,9 @@ static int create_devices(struct machine *m, struct error *err)
 	if ((r = i8042_create(&m->i8042, &i8042, err)))
 		return r;
 
-	const struct chardev_config chardev = { .loop = loop, .quit = on_quit, .opaque = vm, .append = m->boots > 0 };
-	if ((r = chardev_open(&m->com1_chardev, m->config.serial ? m->config.serial : "none", &chardev, err)))
+	/* Opened once: who listens at the other end shall not notice a reboot. */
+	const struct chardev_config chardev = { .loop = loop, .quit = on_quit, .opaque = m };
+	if (!m->com1_chardev && (r = chardev_open(&m->com1_chardev, m->config.serial ? m->config.serial : "none", &chardev, err)))
 		return r;
 	const struct uart_config com1 = {
 		.pio = pio,
@@ -158,6 +162,8 @@ static int create_devices(struct machine *m, struct error *err)
 		pci.isa[i] = irqchip_line(chip, i);
 	if ((r = pci_host_create(&m->pci, &pci, err)))
 		return r;
+	if ((r = machine_virtio_build(m->virtio, &m->ram, pci_host_bus(m->pci), err)))
+		return r;
 
 	const struct debugexit_config debugexit = {
 		.pio = pio,
@@ -172,14 +178,14 @@ static void destroy_devices(struct machine *m)
 {
 	if (m->debugexit)
 		debugexit_destroy(m->debugexit);
+	if (m->virtio)
+		machine_virtio_tear_down(m->virtio);
 	if (m->pci)
 		pci_host_destroy(m->pci);
 	if (m->pm)
 		pm_destroy(m->pm);
 	if (m->com1)
 		uart_destroy(m->com1);
-	if (m->com1_chardev)
-		chardev_close(m->com1_chardev);
 	if (m->i8042)
 		i8042_destroy(m->i8042);
 	if (m->rtc)
@@ -192,7 +198,6 @@ static void destroy_devices(struct machine *m)
 	m->pci = NULL;
 	m->pm = NULL;
 	m->com1 = NULL;
-	m->com1_chardev = NULL;
 	m->i8042 = NULL;
 	m->rtc = NULL;
 	m->pit = NULL;
@@ -276,6 +281,8 @@ int machine_create(struct machine **out, const struct machine_config *config, st
 	pthread_mutex_init(&m->device_lock, NULL);
 	int r = loop_create(&m->loop, &m->device_lock, err);
 	if (!r)
+		r = machine_virtio_open(&m->virtio, &m->config, m->loop, err);
+	if (!r)
 		r = build(m, err);
 	if (r) {
 		machine_destroy(m);
@@ -353,11 +360,51 @@ void machine_stop(struct machine *m)
 	pthread_mutex_unlock(&m->lock);
 }
 
+struct loop *machine_loop(struct machine *m)
+{
+	return m->loop;
+}
+
+void machine_power_button(struct machine *m)
+{
+	if (m->pm)
+		pm_power_button(m->pm);
+}
+
+unsigned machine_boots(const struct machine *m)
+{
+	return m->boots;
+}
+
+void machine_stats(struct machine *m, const struct stats_sink *sink)
+{
+	stats_memory(sink, &m->ram);
+	if (m->vm)
+		stats_vm(sink, m->vm);
+}
+
+int machine_balloon(struct machine *m, uint64_t size, struct error *err)
+{
+	(void)m;
+	(void)size;
+	return error_set(err, ENODEV, "this VM has no balloon; start it with --balloon on");
+}
+
+void machine_resize_console(struct machine *m, uint16_t columns, uint16_t rows)
+{
+	(void)m;
+	(void)columns;
+	(void)rows;
+}
+
 void machine_destroy(struct machine *m)
 {
 	if (!m)
 		return;
 	tear_down(m);
+	machine_virtio_close(m->virtio);
+	if (m->com1_chardev)
+		chardev_close(m->com1_chardev);
 	loop_destroy(m->loop);
 	pthread_mutex_destroy(&m->device_lock);
 	pthread_mutex_destroy(&m->lock);

@@ -6,36 +6,18 @@
 #include <string.h>
 
 #include "base/error.h"
-#include "base/keyval.h"
-#include "block/block.h"
-#include "device/virtio/blk.h"
-#include "device/virtio/net.h"
 #include "device/virtio/rng.h"
 #include "device/virtio/virtio.h"
 #include "device/virtio/virtio_transport.h"
 #include "machine/pc.h"
-#include "net/net.h"
 #include "pci/pci.h"
 
 #define FIRST_SLOT 1
 #define SLOTS 30 /* of bus 0, between the host bridge and the LPC bridge */
 
-struct machine_disk {
-	struct block *block;
-	struct virtio_blk_config config;
-};
-
-struct machine_nic {
-	struct net *net;
-	struct virtio_net_config config;
-};
-
 struct machine_virtio {
 	const struct machine_config *config;
 	struct loop *loop;
-	/* For as long as the machine: */
-	struct machine_disk disk[MACHINE_MAX_DISKS];
-	struct machine_nic nic[MACHINE_MAX_NETS];
 	/* Of this boot: */
 	unsigned nslots;
 	struct {
@@ -46,63 +28,13 @@ struct machine_virtio {
 
 /* --- what is open on the host --- */
 
-static int open_disk(struct machine_virtio *v, unsigned i, struct error *err)
-{
-	struct machine_disk *disk = &v->disk[i];
-	struct keyval kv;
-	int r = keyval_parse(&kv, "--disk", v->config->disks[i], "file", err);
-	if (!r)
-		r = virtio_blk_parse(&disk->config, &kv, err);
-	if (!r)
-		r = block_open(&disk->block, &kv, v->loop, err);
-	if (!r)
-		r = keyval_finish(&kv, err);
-	disk->config.block = disk->block;
-	return r;
-}
-
-static int open_nic(struct machine_virtio *v, unsigned i, struct error *err)
-{
-	struct machine_nic *nic = &v->nic[i];
-	struct keyval kv;
-	int r = keyval_parse(&kv, "--net", v->config->nets[i], "type", err);
-	if (!r)
-		r = virtio_net_parse(&nic->config, &kv, v->config->name ? v->config->name : "vm", i, err);
-	if (!r)
-		r = net_open(&nic->net, &kv, v->loop, err);
-	if (!r)
-		r = keyval_finish(&kv, err);
-	nic->config.net = nic->net;
-	return r;
-}
-
-static int open_all(struct machine_virtio *v, struct error *err)
-{
-	int r = 0;
-
-	for (unsigned i = 0; !r && i < v->config->ndisks; i++)
-		r = open_disk(v, i, err);
-	for (unsigned i = 0; !r && i < v->config->nnets; i++)
-		r = open_nic(v, i, err);
-	return r;
-}
-
 int machine_virtio_open(struct machine_virtio **out, const struct machine_config *config, struct loop *loop, struct error *err)
 {
-	if (config->ndisks > MACHINE_MAX_DISKS)
-		return error_set(err, EINVAL, "--disk: %u of them are too many; give at most %d", config->ndisks, MACHINE_MAX_DISKS);
-	if (config->nnets > MACHINE_MAX_NETS)
-		return error_set(err, EINVAL, "--net: %u of them are too many; give at most %d", config->nnets, MACHINE_MAX_NETS);
 	struct machine_virtio *v = calloc(1, sizeof(*v));
 	if (!v)
 		return error_set(err, ENOMEM, "not enough memory for the machine's structures");
 	v->config = config;
 	v->loop = loop;
-	int r = open_all(v, err);
-	if (r) {
-		machine_virtio_close(v);
-		return r;
-	}
 	*out = v;
 	return 0;
 }
@@ -112,12 +44,6 @@ void machine_virtio_close(struct machine_virtio *v)
 	if (!v)
 		return;
 	machine_virtio_tear_down(v);
-	for (unsigned i = 0; i < MACHINE_MAX_NETS; i++)
-		if (v->nic[i].net)
-			net_close(v->nic[i].net);
-	for (unsigned i = 0; i < MACHINE_MAX_DISKS; i++)
-		if (v->disk[i].block)
-			block_close(v->disk[i].block);
 	free(v);
 }
 
@@ -148,18 +74,6 @@ int machine_virtio_build(struct machine_virtio *v, struct guest_ram *ram, struct
 	struct virtio_device *device;
 	int r = 0;
 
-	for (unsigned i = 0; !r && i < v->config->ndisks; i++) {
-		snprintf(name, sizeof(name), "disk%u", i);
-		r = virtio_blk_create(&device, &v->disk[i].config, &host, err);
-		if (!r)
-			r = plug(v, device, bus, err);
-	}
-	for (unsigned i = 0; !r && i < v->config->nnets; i++) {
-		snprintf(name, sizeof(name), "net%u", i);
-		r = virtio_net_create(&device, &v->nic[i].config, &host, err);
-		if (!r)
-			r = plug(v, device, bus, err);
-	}
 	if (!r && v->config->rng) {
 		snprintf(name, sizeof(name), "rng");
 		r = virtio_rng_create(&device, &host, err);
