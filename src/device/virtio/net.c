@@ -286,10 +286,10 @@ static void net_stats(struct virtio_device *d, char *text, size_t room)
 	if (used >= room)
 		return;
 	snprintf(text + used, room - used,
-		 "%s.backend %s\n%s.tx_frames %" PRIu64 "\n%s.tx_bytes %" PRIu64 "\n%s.tx_dropped %" PRIu64 "\n%s.rx_frames %" PRIu64
-		 "\n%s.rx_bytes %" PRIu64 "\n%s.rx_dropped %" PRIu64 "\n",
-		 d->name, net_describe(v->net), d->name, s.tx_frames, d->name, s.tx_bytes, d->name, s.tx_dropped + v->tx_bad, d->name, s.rx_frames,
-		 d->name, s.rx_bytes, d->name, s.rx_dropped + v->rx_filtered + v->rx_large);
+		 "backend %s\ntx_frames %" PRIu64 "\ntx_bytes %" PRIu64 "\ntx_dropped %" PRIu64 "\nrx_frames %" PRIu64 "\nrx_bytes %" PRIu64
+		 "\nrx_dropped %" PRIu64 "\n",
+		 net_describe(v->net), s.tx_frames, s.tx_bytes, s.tx_dropped + v->tx_bad, s.rx_frames, s.rx_bytes,
+		 s.rx_dropped + v->rx_filtered + v->rx_large);
 }
 
 static const struct virtio_ops net_ops = {
