@@ -4,9 +4,20 @@
 set -eu
 
 case "${1:-}" in
-build) need="build-essential meson ninja-build pkg-config libzydis-dev libcmocka-dev acpica-tools libslirp-dev" ;;
+build)
+	need="build-essential meson ninja-build pkg-config libzydis-dev libcmocka-dev acpica-tools"
+	need="$need libslirp-dev" # --net user
+	need="$need libnbd-dev"	  # --disk nbd://...
+	need="$need liburing-dev" # asynchronous file I/O
+	need="$need zlib1g-dev libzstd-dev" # compressed qcow2 clusters
+	need="$need libjansson-dev" # the control socket's JSON
+	;;
 guest) need="cpio" ;;
-test) need="cpio python3 python3-pytest python3-pexpect passt" ;;
+test)
+	need="cpio python3 python3-pytest python3-pexpect"
+	need="$need passt" # --net passt
+	need="$need nbdkit qemu-utils gnutls-bin" # peers of the NBD client
+	;;
 bench) need="cpio python3 qemu-system-x86" ;;
 *)
 	echo "usage: scripts/deps.sh build|guest|test|bench" >&2

@@ -39,11 +39,14 @@ MAY_INCLUDE = {
     "guestabi": ["base", "mem", "cpu"],
     "irqchip": ["base"] + VM_LOWER,
     "chardev": ["base"] + VM_LOWER,
+    "device": ["base", "mem", "chardev"] + VM_LOWER,
+    "device/virtio": ["base", "mem", "pci", "block", "net", "chardev"] + VM_LOWER,
+    "block": ["base"] + VM_LOWER,
     "net": ["base"] + VM_LOWER,
-    "device": ["base", "mem", "chardev", "net"] + VM_LOWER,
     "pci": ["base", "mem"] + VM_LOWER,
     "load": ["base", "mem"],
-    "machine": ["base", "mem", "cpu", "vm", "accel/accel.h", "guestabi", "irqchip", "chardev", "device", "pci", "load"],
+    "machine": ["base", "mem", "cpu", "vm", "accel/accel.h", "guestabi", "irqchip", "chardev", "device", "pci",
+                "block", "net", "load"],
     "cli": ["base", "machine", "accel/accel.h", "accel/kvm/probe.h", "chardev/terminal.h"],
 }
 

@@ -20,6 +20,7 @@
 #include "device/uart.h"
 #include "load/load.h"
 #include "machine/boot.h"
+#include "machine/virtio.h"
 #include "mem/ram.h"
 #include "pci/host.h"
 #include "vm/loop.h"
@@ -29,6 +30,7 @@ struct machine {
 	struct machine_config config; /* [I] */
 	pthread_mutex_t device_lock;
 	struct loop *loop; /* [I] */
+	struct machine_virtio *virtio; /* what is open behind them outlives a reboot */
 	pthread_mutex_t lock;	      /* vm and quit: machine_stop against a reboot */
 	bool quit;
 	unsigned boots;
@@ -158,6 +160,8 @@ static int create_devices(struct machine *m, struct error *err)
 		pci.isa[i] = irqchip_line(chip, i);
 	if ((r = pci_host_create(&m->pci, &pci, err)))
 		return r;
+	if ((r = machine_virtio_build(m->virtio, &m->ram, pci_host_bus(m->pci), err)))
+		return r;
 
 	const struct debugexit_config debugexit = {
 		.pio = pio,
@@ -172,6 +176,8 @@ static void destroy_devices(struct machine *m)
 {
 	if (m->debugexit)
 		debugexit_destroy(m->debugexit);
+	if (m->virtio)
+		machine_virtio_tear_down(m->virtio);
 	if (m->pci)
 		pci_host_destroy(m->pci);
 	if (m->pm)
@@ -276,6 +282,8 @@ int machine_create(struct machine **out, const struct machine_config *config, st
 	pthread_mutex_init(&m->device_lock, NULL);
 	int r = loop_create(&m->loop, &m->device_lock, err);
 	if (!r)
+		r = machine_virtio_open(&m->virtio, &m->config, m->loop, err);
+	if (!r)
 		r = build(m, err);
 	if (r) {
 		machine_destroy(m);
@@ -358,6 +366,7 @@ void machine_destroy(struct machine *m)
 	if (!m)
 		return;
 	tear_down(m);
+	machine_virtio_close(m->virtio);
 	loop_destroy(m->loop);
 	pthread_mutex_destroy(&m->device_lock);
 	pthread_mutex_destroy(&m->lock);
