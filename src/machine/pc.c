@@ -20,6 +20,7 @@
 #include "device/uart.h"
 #include "load/load.h"
 #include "machine/boot.h"
+#include "machine/stats.h"
 #include "machine/virtio.h"
 #include "mem/ram.h"
 #include "pci/host.h"
@@ -67,7 +68,7 @@ static void on_debug_exit(void *opaque, uint32_t value)
 
 static void on_quit(void *opaque)
 {
-	vm_request_quit(opaque);
+	machine_stop(opaque);
 }
 
 static void on_msi(void *opaque, uint64_t address, uint32_t data)
@@ -121,8 +122,9 @@ static int create_devices(struct machine *m, struct error *err)
 	if ((r = i8042_create(&m->i8042, &i8042, err)))
 		return r;
 
-	const struct chardev_config chardev = { .loop = loop, .quit = on_quit, .opaque = vm, .append = m->boots > 0 };
-	if ((r = chardev_open(&m->com1_chardev, m->config.serial ? m->config.serial : "none", &chardev, err)))
+	/* Opened once: who listens at the other end shall not notice a reboot. */
+	const struct chardev_config chardev = { .loop = loop, .quit = on_quit, .opaque = m };
+	if (!m->com1_chardev && (r = chardev_open(&m->com1_chardev, m->config.serial ? m->config.serial : "none", &chardev, err)))
 		return r;
 	const struct uart_config com1 = {
 		.pio = pio,
@@ -184,8 +186,6 @@ static void destroy_devices(struct machine *m)
 		pm_destroy(m->pm);
 	if (m->com1)
 		uart_destroy(m->com1);
-	if (m->com1_chardev)
-		chardev_close(m->com1_chardev);
 	if (m->i8042)
 		i8042_destroy(m->i8042);
 	if (m->rtc)
@@ -198,7 +198,6 @@ static void destroy_devices(struct machine *m)
 	m->pci = NULL;
 	m->pm = NULL;
 	m->com1 = NULL;
-	m->com1_chardev = NULL;
 	m->i8042 = NULL;
 	m->rtc = NULL;
 	m->pit = NULL;
@@ -361,12 +360,51 @@ void machine_stop(struct machine *m)
 	pthread_mutex_unlock(&m->lock);
 }
 
+struct loop *machine_loop(struct machine *m)
+{
+	return m->loop;
+}
+
+void machine_power_button(struct machine *m)
+{
+	if (m->pm)
+		pm_power_button(m->pm);
+}
+
+unsigned machine_boots(const struct machine *m)
+{
+	return m->boots;
+}
+
+void machine_stats(struct machine *m, const struct stats_sink *sink)
+{
+	stats_memory(sink, &m->ram);
+	if (m->vm)
+		stats_vm(sink, m->vm);
+}
+
+int machine_balloon(struct machine *m, uint64_t size, struct error *err)
+{
+	(void)m;
+	(void)size;
+	return error_set(err, ENODEV, "this VM has no balloon; start it with --balloon on");
+}
+
+void machine_resize_console(struct machine *m, uint16_t columns, uint16_t rows)
+{
+	(void)m;
+	(void)columns;
+	(void)rows;
+}
+
 void machine_destroy(struct machine *m)
 {
 	if (!m)
 		return;
 	tear_down(m);
 	machine_virtio_close(m->virtio);
+	if (m->com1_chardev)
+		chardev_close(m->com1_chardev);
 	loop_destroy(m->loop);
 	pthread_mutex_destroy(&m->device_lock);
 	pthread_mutex_destroy(&m->lock);
