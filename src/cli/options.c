@@ -10,52 +10,12 @@
 #include "accel/accel.h"
 #include "base/error.h"
 #include "control/runtime.h"
+#include "base/keyval.h"
 #include "machine/pc.h"
 
 #define OPTIONS_MIN_MEMORY (16ull << 20)
 #define OPTIONS_MIN_CODE_CACHE (64ull << 10)
 #define OPTIONS_MAX_CODE_CACHE (1ull << 30) /* rel32 must reach across it */
-
-int options_parse_size(const char *text, uint64_t *bytes)
-{
-	uint64_t v = 0;
-	const char *p = text;
-	for (; *p >= '0' && *p <= '9'; p++) {
-		if (__builtin_mul_overflow(v, (uint64_t)10, &v) || __builtin_add_overflow(v, (uint64_t)(*p - '0'), &v))
-			return -ERANGE;
-	}
-	if (p == text)
-		return -EINVAL;
-	unsigned shift = 0;
-	switch (*p) {
-	case '\0':
-		break;
-	case 'k':
-	case 'K':
-		shift = 10;
-		break;
-	case 'm':
-	case 'M':
-		shift = 20;
-		break;
-	case 'g':
-	case 'G':
-		shift = 30;
-		break;
-	case 't':
-	case 'T':
-		shift = 40;
-		break;
-	default:
-		return -EINVAL;
-	}
-	if (shift && p[1] != '\0')
-		return -EINVAL;
-	if (v > UINT64_MAX >> shift)
-		return -ERANGE;
-	*bytes = v << shift;
-	return 0;
-}
 
 static int parse_accel(struct run_options *o, const char *value, struct error *err)
 {
@@ -96,7 +56,7 @@ static int parse_append(struct run_options *o, const char *value, struct error *
 static int parse_memory(struct run_options *o, const char *value, struct error *err)
 {
 	uint64_t bytes;
-	int r = options_parse_size(value, &bytes);
+	int r = keyval_parse_size(value, &bytes);
 	if (r == -EINVAL)
 		return error_set(err, EINVAL, "--memory %s: not a size; write for example 512M or 2G", value);
 	if (r == -ERANGE || bytes > MACHINE_MAX_MEMORY)
@@ -246,7 +206,7 @@ static int parse_debug(struct run_options *o, const char *value, struct error *e
 static int parse_code_cache(struct run_options *o, const char *value, struct error *err)
 {
 	uint64_t bytes;
-	if (options_parse_size(value, &bytes) || bytes < OPTIONS_MIN_CODE_CACHE || bytes > OPTIONS_MAX_CODE_CACHE)
+	if (keyval_parse_size(value, &bytes) || bytes < OPTIONS_MIN_CODE_CACHE || bytes > OPTIONS_MAX_CODE_CACHE)
 		return error_set(err, EINVAL, "--code-cache %s: not a usable size; give 64K to 1G, for example 32M", value);
 	o->code_cache = bytes;
 	return 0;

@@ -47,7 +47,4 @@ int options_check_files(const struct run_options *o, struct error *err);
 /* The help of `trapline run`, from the table. */
 void options_print_help(FILE *to);
 
-/* Parse "512M": decimal digits and an optional K, M, G or T (powers of 1024). 0, -EINVAL, or -ERANGE on overflow. */
-int options_parse_size(const char *text, uint64_t *bytes);
-
 #endif

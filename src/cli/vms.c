@@ -12,8 +12,8 @@
 #include <unistd.h>
 
 #include "base/error.h"
+#include "base/keyval.h"
 #include "cli/commands.h"
-#include "cli/options.h"
 #include "control/client.h"
 #include "control/runtime.h"
 
@@ -308,7 +308,7 @@ int command_balloon(int argc, char **argv)
 	if (status)
 		return status;
 	uint64_t bytes;
-	if (options_parse_size(size, &bytes) || bytes > INT64_MAX) {
+	if (keyval_parse_size(size, &bytes) || bytes > INT64_MAX) {
 		fprintf(stderr, "trapline: balloon: %s: not a size; write for example 256M or 2G\n", size);
 		return 2;
 	}

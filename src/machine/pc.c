@@ -21,6 +21,7 @@
 #include "load/load.h"
 #include "machine/boot.h"
 #include "machine/stats.h"
+#include "machine/virtio.h"
 #include "mem/ram.h"
 #include "pci/host.h"
 #include "vm/loop.h"
@@ -30,6 +31,7 @@ struct machine {
 	struct machine_config config; /* [I] */
 	pthread_mutex_t device_lock;
 	struct loop *loop; /* [I] */
+	struct machine_virtio *virtio; /* what is open behind them outlives a reboot */
 	pthread_mutex_t lock;	      /* vm and quit: machine_stop against a reboot */
 	bool quit;
 	unsigned boots;
@@ -160,6 +162,8 @@ static int create_devices(struct machine *m, struct error *err)
 		pci.isa[i] = irqchip_line(chip, i);
 	if ((r = pci_host_create(&m->pci, &pci, err)))
 		return r;
+	if ((r = machine_virtio_build(m->virtio, &m->ram, pci_host_bus(m->pci), err)))
+		return r;
 
 	const struct debugexit_config debugexit = {
 		.pio = pio,
@@ -174,6 +178,8 @@ static void destroy_devices(struct machine *m)
 {
 	if (m->debugexit)
 		debugexit_destroy(m->debugexit);
+	if (m->virtio)
+		machine_virtio_tear_down(m->virtio);
 	if (m->pci)
 		pci_host_destroy(m->pci);
 	if (m->pm)
@@ -275,6 +281,8 @@ int machine_create(struct machine **out, const struct machine_config *config, st
 	pthread_mutex_init(&m->device_lock, NULL);
 	int r = loop_create(&m->loop, &m->device_lock, err);
 	if (!r)
+		r = machine_virtio_open(&m->virtio, &m->config, m->loop, err);
+	if (!r)
 		r = build(m, err);
 	if (r) {
 		machine_destroy(m);
@@ -373,6 +381,8 @@ void machine_stats(struct machine *m, const struct stats_sink *sink)
 	stats_memory(sink, &m->ram);
 	if (m->vm)
 		stats_vm(sink, m->vm);
+	if (m->virtio)
+		machine_virtio_stats(m->virtio, sink);
 }
 
 int machine_balloon(struct machine *m, uint64_t size, struct error *err)
@@ -396,6 +406,7 @@ void machine_destroy(struct machine *m)
 	tear_down(m);
 	if (m->com1_chardev)
 		chardev_close(m->com1_chardev);
+	machine_virtio_close(m->virtio);
 	loop_destroy(m->loop);
 	pthread_mutex_destroy(&m->device_lock);
 	pthread_mutex_destroy(&m->lock);

@@ -13,6 +13,7 @@ struct loop;
 struct machine_config;
 struct machine_virtio;
 struct pci_bus;
+struct stats_sink;
 
 /* Open everything that the configuration names; `config` stays the caller's and valid. 0 or -errno with a sentence in err that names the
  * option. Nothing stays open on failure. */
@@ -22,5 +23,8 @@ void machine_virtio_close(struct machine_virtio *v);
 /* The devices of one boot, on PCI slots from 1 on in the order of the options; and away with them (also after half a build). */
 int machine_virtio_build(struct machine_virtio *v, struct guest_ram *ram, struct pci_bus *bus, struct error *err);
 void machine_virtio_tear_down(struct machine_virtio *v);
+
+/* What the devices count. With the device lock held. */
+void machine_virtio_stats(const struct machine_virtio *v, const struct stats_sink *sink);
 
 #endif
