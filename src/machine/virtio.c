@@ -14,6 +14,7 @@
 #include "device/virtio/virtio.h"
 #include "device/virtio/virtio_transport.h"
 #include "machine/pc.h"
+#include "machine/stats.h"
 #include "mem/ram.h"
 #include "net/net.h"
 #include "pci/pci.h"
@@ -175,4 +176,10 @@ void machine_virtio_tear_down(struct machine_virtio *v)
 		virtio_pci_destroy(v->slot[n].pci);
 		v->slot[n].device->ops->destroy(v->slot[n].device);
 	}
+}
+
+void machine_virtio_stats(const struct machine_virtio *v, const struct stats_sink *sink)
+{
+	for (unsigned n = 0; n < v->nslots; n++)
+		stats_virtio(sink, v->slot[n].device);
 }
