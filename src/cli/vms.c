@@ -14,7 +14,6 @@
 #include "base/error.h"
 #include "base/keyval.h"
 #include "cli/commands.h"
-#include "cli/options.h"
 #include "control/client.h"
 #include "control/runtime.h"
 

@@ -386,6 +386,8 @@ void machine_stats(struct machine *m, const struct stats_sink *sink)
 	stats_memory(sink, &m->ram);
 	if (m->vm)
 		stats_vm(sink, m->vm);
+	if (m->virtio)
+		machine_virtio_stats(m->virtio, sink);
 }
 
 int machine_balloon(struct machine *m, uint64_t size, struct error *err)

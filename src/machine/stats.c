@@ -2,10 +2,12 @@
 
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "accel/accel.h"
+#include "device/virtio/virtio.h"
 #include "mem/ram.h"
 #include "vm/vcpu.h"
 #include "vm/vm.h"
@@ -72,4 +74,24 @@ void stats_vm(const struct stats_sink *s, const struct vm *vm)
 	stats_put(s, "accelerator", "", "instructions translated", sum.insns_translated);
 	stats_put(s, "accelerator", "", "code flushes", sum.code_flushes);
 	stats_put(s, "accelerator", "", "code bytes", sum.code_bytes);
+}
+
+void stats_virtio(const struct stats_sink *s, const struct virtio_device *d)
+{
+	stats_put(s, "device", d->name, "notifications", d->notifies);
+	stats_put(s, "device", d->name, "interrupts", d->interrupts);
+	if (!d->ops->stats)
+		return;
+	char text[2048] = "", *next = text;
+	d->ops->stats((struct virtio_device *)d, text, sizeof(text));
+	/* Lines of "key value": the key may have spaces. */
+	for (char *line; (line = strsep(&next, "\n"));) {
+		char *space = strrchr(line, ' '), *end;
+		if (!space)
+			continue;
+		*space = '\0';
+		uint64_t value = strtoull(space + 1, &end, 10);
+		if (end != space + 1 && !*end)
+			stats_put(s, "device", d->name, line, value);
+	}
 }

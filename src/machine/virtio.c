@@ -6,13 +6,17 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/keyval.h"
 #include "device/virtio/balloon.h"
 #include "device/virtio/mem.h"
+#include "device/virtio/net.h"
 #include "device/virtio/rng.h"
 #include "device/virtio/virtio.h"
 #include "device/virtio/virtio_transport.h"
 #include "machine/pc.h"
+#include "machine/stats.h"
 #include "mem/ram.h"
+#include "net/net.h"
 #include "pci/pci.h"
 
 #define FIRST_SLOT 1
@@ -21,6 +25,8 @@
 struct machine_virtio {
 	const struct machine_config *config;
 	struct loop *loop;
+	unsigned nnets;
+	struct virtio_net_config net[MACHINE_MAX_NETS]; /* and the open backend */
 	uint64_t memory; /* that the guest shall have, if somebody said so */
 	/* Of this boot: */
 	struct virtio_device *balloon, *mem; /* or NULL; also in a slot */
@@ -33,6 +39,29 @@ struct machine_virtio {
 
 /* --- what is open on the host --- */
 
+static int open_net(struct machine_virtio *v, const char *spec, struct error *err)
+{
+	struct keyval kv;
+	struct net *net = NULL;
+	if (v->nnets == MACHINE_MAX_NETS)
+		return error_set(err, EINVAL, "--net: a machine takes at most %d network cards", MACHINE_MAX_NETS);
+	struct virtio_net_config *c = &v->net[v->nnets];
+	int r = keyval_parse(&kv, "--net", spec, "type", err);
+	if (!r)
+		r = virtio_net_parse(c, &kv, v->config->name ? v->config->name : "vm", v->nnets, err);
+	if (!r)
+		r = net_open(&net, &kv, v->loop, err);
+	if (!r)
+		r = keyval_finish(&kv, err);
+	if (r) {
+		net_close(net);
+		return r;
+	}
+	c->net = net;
+	v->nnets++;
+	return 0;
+}
+
 int machine_virtio_open(struct machine_virtio **out, const struct machine_config *config, struct loop *loop, struct error *err)
 {
 	struct machine_virtio *v = calloc(1, sizeof(*v));
@@ -40,6 +69,13 @@ int machine_virtio_open(struct machine_virtio **out, const struct machine_config
 		return error_set(err, ENOMEM, "not enough memory for the machine's structures");
 	v->config = config;
 	v->loop = loop;
+	int r = 0;
+	for (unsigned i = 0; !r && i < config->nnets; i++)
+		r = open_net(v, config->nets[i], err);
+	if (r) {
+		machine_virtio_close(v);
+		return r;
+	}
 	*out = v;
 	return 0;
 }
@@ -49,6 +85,8 @@ void machine_virtio_close(struct machine_virtio *v)
 	if (!v)
 		return;
 	machine_virtio_tear_down(v);
+	while (v->nnets)
+		net_close(v->net[--v->nnets].net);
 	free(v);
 }
 
@@ -79,6 +117,12 @@ int machine_virtio_build(struct machine_virtio *v, struct guest_ram *ram, struct
 	struct virtio_device *device;
 	int r = 0;
 
+	for (unsigned i = 0; !r && i < v->nnets; i++) {
+		snprintf(name, sizeof(name), "net%u", i);
+		r = virtio_net_create(&device, &v->net[i], &host, err);
+		if (!r)
+			r = plug(v, device, bus, err);
+	}
 	if (!r && v->config->rng) {
 		snprintf(name, sizeof(name), "rng");
 		r = virtio_rng_create(&device, &host, err);
@@ -132,4 +176,10 @@ void machine_virtio_tear_down(struct machine_virtio *v)
 		virtio_pci_destroy(v->slot[n].pci);
 		v->slot[n].device->ops->destroy(v->slot[n].device);
 	}
+}
+
+void machine_virtio_stats(const struct machine_virtio *v, const struct stats_sink *sink)
+{
+	for (unsigned n = 0; n < v->nslots; n++)
+		stats_virtio(sink, v->slot[n].device);
 }

@@ -16,6 +16,7 @@ struct loop;
 struct machine_config;
 struct machine_virtio;
 struct pci_bus;
+struct stats_sink;
 
 /* Open everything that the configuration names; `config` stays the caller's and valid. 0 or -errno with a sentence in err that names the
  * option. Nothing stays open on failure. */
@@ -28,5 +29,7 @@ void machine_virtio_tear_down(struct machine_virtio *v);
 
 /* machine_balloon. Device lock held. */
 int machine_virtio_memory(struct machine_virtio *v, uint64_t size, struct error *err);
+/* What the devices count. With the device lock held. */
+void machine_virtio_stats(const struct machine_virtio *v, const struct stats_sink *sink);
 
 #endif
