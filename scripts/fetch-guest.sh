@@ -3,6 +3,7 @@
 #   .cache/guest/vmlinuz-cloud   the kernel that linux-image-cloud-amd64 depends on
 #   .cache/guest/vmlinuz-amd64   the kernel that linux-image-amd64 depends on
 #   .cache/guest/busybox         the program of busybox-static
+# A kernel's directory also has the few modules that the initramfs takes (MODULES below), as lib/modules/VERSION/*.ko.
 # Each is a link to a directory named after package and version, so a newer version is fetched once and the old one stays
 # usable offline. Usage: scripts/fetch-guest.sh [cloud] [amd64] [busybox]   (default: cloud busybox)
 set -eu
@@ -11,6 +12,12 @@ cache=$PWD/.cache
 guest=$cache/guest
 mkdir -p "$guest"
 [ $# -gt 0 ] || set -- cloud busybox
+
+# The virtio drivers, what they and ext4 depend on, and what tests mount; names of files, - or _ as the kernel has them.
+MODULES="virtio virtio_ring virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_mmio
+	virtio_blk failover net_failover virtio_net virtio_console virtio_balloon virtio-rng virtio_mem
+	vsock vmw_vsock_virtio_transport_common vmw_vsock_virtio_transport fuse virtiofs
+	crc16 libcrc32c crc32c_generic crc32c-intel mbcache jbd2 ext4 overlay"
 
 say() { echo "guest: $*" >&2; }
 die() { say "$*"; exit 1; }
@@ -47,6 +54,22 @@ download() { # package version directory
 	mv "$3.tmp"/*.deb "$3.tmp/package.deb"
 }
 
+# Of the package unpacked in DIR/all, what we use, to DIR.
+keep_from_package() { # directory
+	for part in boot bin usr; do
+		[ ! -e "$1/all/$part" ] || mv "$1/all/$part" "$1/$part"
+	done
+	for version in "$1"/all/lib/modules/*; do
+		[ -d "$version" ] || continue
+		to=$1/lib/modules/$(basename "$version")
+		mkdir -p "$to"
+		for module in $MODULES; do
+			find "$version/kernel" -name "$module.ko" -exec mv {} "$to" \;
+		done
+		echo "$MODULES" >"$1/modules"
+	done
+}
+
 # fetch_from_lists NAME: bring one part into the cache using the lists in force. 0 done, 1 failed.
 fetch_from_lists() {
 	case $1 in
@@ -66,13 +89,18 @@ fetch_from_lists() {
 	version=$(candidate "$package")
 	[ -n "$version" ] || return 1
 	dir=$guest/${package}_$(echo "$version" | tr : %)
-	if [ ! -d "$dir" ]; then
-		download "$package" "$version" "$dir" || return 1
-		# Only what the guest needs: a kernel package's modules are 300 MB.
-		dpkg-deb --fsys-tarfile "$dir.tmp/package.deb" |
-			tar -x -C "$dir.tmp" --wildcards './boot/*' './bin/busybox' './usr/bin/busybox' 2>/dev/null || true
-		rm -f "$dir.tmp/package.deb"
-		mv "$dir.tmp" "$dir"
+	if [ ! -d "$dir" ] || { [ "$1" != busybox ] && [ "$(cat "$dir/modules" 2>/dev/null)" != "$MODULES" ]; }; then
+		if download "$package" "$version" "$dir"; then
+			# Only what the guest needs: a kernel package's modules are 300 MB.
+			mkdir "$dir.tmp/all"
+			dpkg-deb --fsys-tarfile "$dir.tmp/package.deb" | tar -x -C "$dir.tmp/all" --wildcards './boot/*' \
+				'./bin/busybox' './usr/bin/busybox' './lib/modules/*' 2>/dev/null || true
+			keep_from_package "$dir.tmp"
+			rm -rf "$dir.tmp/package.deb" "$dir.tmp/all" "$dir"
+			mv "$dir.tmp" "$dir"
+		elif [ ! -d "$dir" ]; then
+			return 1 # else: an older cache without these modules, and no mirror; the guest has what there is
+		fi
 	fi
 	file=$(find "$dir" -type f \( -name 'vmlinuz-*' -o -name busybox \) | head -1)
 	[ -n "$file" ] || { rm -rf "$dir"; return 1; }

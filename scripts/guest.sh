@@ -21,9 +21,18 @@ if newer "$guest/bench" bench/guest/bench.c; then
 	cc -O2 -static -Wall -Wextra -o "$guest/bench.new" bench/guest/bench.c
 	mv "$guest/bench.new" "$guest/bench"
 fi
+# The modules of every kernel that is here: one initramfs for all.
+modules=
+for kernel in "$guest"/vmlinuz-*; do
+	for dir in "$(dirname "$(readlink -f "$kernel")")"/../lib/modules/*; do
+		[ ! -d "$dir" ] || modules="$modules $(realpath "$dir")"
+	done
+done
+inputs="$(readlink "$guest/busybox")$modules"
 if newer "$guest/initrd.img" "$guest/busybox" "$guest/bench" scripts/guest-init scripts/mkinitramfs.sh ||
-	[ "$(readlink "$guest/busybox")" != "$(cat "$guest/initrd.busybox" 2>/dev/null)" ]; then
+	[ "$inputs" != "$(cat "$guest/initrd.inputs" 2>/dev/null)" ]; then
 	echo "guest: building the initramfs" >&2
-	scripts/mkinitramfs.sh "$guest/busybox" "$guest/initrd.img" "$guest/bench"
-	readlink "$guest/busybox" >"$guest/initrd.busybox"
+	# shellcheck disable=SC2086 # a list of directories; .cache has no spaces where make works
+	scripts/mkinitramfs.sh "$guest/busybox" "$guest/initrd.img" "$guest/bench" $modules
+	echo "$inputs" >"$guest/initrd.inputs"
 fi

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Build the demo guest's initramfs: busybox, /init and (if built) the benchmark program. Needs no root and is
-# reproducible: same inputs, same bytes. Usage: scripts/mkinitramfs.sh BUSYBOX OUTPUT [PROGRAM...]
-# Each PROGRAM goes to /bin. The archive is not compressed: the guest would pay for it at every boot.
+# Build the demo guest's initramfs: busybox, /init, (if built) the benchmark program, and kernel modules. Needs no root and
+# is reproducible: same inputs, same bytes. Usage: scripts/mkinitramfs.sh BUSYBOX OUTPUT [PROGRAM | MODULES]...
+# Each PROGRAM goes to /bin. MODULES is a directory with modules, named after the kernel's version. The archive is not compressed: the guest would pay for it at every boot.
 set -eu
 here=$(dirname "$0")
 busybox=$1
@@ -21,8 +21,18 @@ done
 cat >"$root/etc/shrc" <<'END'
 alias poweroff='poweroff -f' halt='poweroff -f' reboot='reboot -f'
 END
-for program in "$@"; do
-	install -m 755 "$program" "$root/bin/$(basename "$program")"
+# Where the kernel looks for modprobe when it wants a file system or a protocol.
+mkdir "$root/sbin"
+ln -s ../bin/busybox "$root/sbin/modprobe"
+for part in "$@"; do
+	if [ -d "$part" ]; then
+		version=$(basename "$part")
+		mkdir -p "$root/lib/modules/$version"
+		cp "$part"/*.ko "$root/lib/modules/$version"
+		"$busybox" depmod -b "$root" "$version"
+	else
+		install -m 755 "$part" "$root/bin/$(basename "$part")"
+	fi
 done
 
 # Sorted names, fixed times, root as owner and renumbered inodes: the bytes depend on the contents alone.

@@ -19,6 +19,9 @@ struct error;
 struct machine;
 
 #define MACHINE_MAX_CPUS 16
+#define MACHINE_MAX_DISKS 16
+#define MACHINE_MAX_NETS 8
+#define MACHINE_MAX_SHARES 8
 #define MACHINE_MIN_MEMORY (4ull << 20)
 #define MACHINE_MAX_MEMORY (1ull << 40)
 
@@ -30,6 +33,15 @@ struct machine_config {
 	uint64_t memory;	       /* bytes, a multiple of 4 KiB (1 MiB from the CLI) */
 	unsigned ncpus;		       /* 1..MACHINE_MAX_CPUS */
 	const char *serial;	       /* COM1: "stdio", "file:PATH" or "none"; NULL is "none" */
+	const char *name;	       /* of the VM: MAC addresses come from it; NULL: "vm" */
+	/* Values of --disk, --net, --share, --vsock, as given; machine/virtio.c and the modules behind parse them. */
+	const char *const *disks;
+	const char *const *nets;
+	const char *const *shares;
+	unsigned ndisks, nnets, nshares;
+	const char *vsock;	       /* or NULL */
+	const char *balloon;	       /* or NULL: none */
+	const char *rng;	       /* or NULL: none */
 	bool no_reboot;		       /* a guest reset ends machine_run instead of building the machine again */
 	unsigned debug_flags;	       /* enum accel_debug */
 	size_t code_cache_size;	       /* bytes; 0: the accelerator's default */
