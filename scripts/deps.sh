@@ -4,7 +4,7 @@
 set -eu
 
 case "${1:-}" in
-build) need="build-essential meson ninja-build pkg-config libzydis-dev libcmocka-dev acpica-tools" ;;
+build) need="build-essential meson ninja-build pkg-config libzydis-dev libcmocka-dev acpica-tools libslirp-dev" ;;
 guest) need="cpio" ;;
 test) need="cpio python3 python3-pytest python3-pexpect" ;;
 bench) need="cpio python3 qemu-system-x86" ;;

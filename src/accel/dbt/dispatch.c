@@ -388,6 +388,7 @@ int dbt_run(struct dbt_vcpu *v)
 	if (!v->has_run)
 		first_run(v);
 	dbt_flags_split(v);
+	v->io_stop = false; /* a shutdown while an event was delivered leaves it set */
 	int stop = 0;
 	uint32_t from_link = 0;	   /* link to patch when the next block is found */
 	bool from_target = false;  /* remember the next block in the icache */
