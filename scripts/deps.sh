@@ -4,9 +4,9 @@
 set -eu
 
 case "${1:-}" in
-build) need="build-essential meson ninja-build pkg-config libzydis-dev libcmocka-dev acpica-tools libslirp-dev" ;;
+build) need="build-essential meson ninja-build pkg-config libzydis-dev libcmocka-dev acpica-tools libslirp-dev liburing-dev" ;;
 guest) need="cpio" ;;
-test) need="cpio python3 python3-pytest python3-pexpect" ;;
+test) need="cpio python3 python3-pytest python3-pexpect qemu-utils" ;;
 bench) need="cpio python3 qemu-system-x86" ;;
 *)
 	echo "usage: scripts/deps.sh build|guest|test|bench" >&2
