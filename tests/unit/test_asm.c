@@ -170,6 +170,14 @@ static void test_new_code_behind_indirect_jump_keeps_flags(void **state)
 	}
 }
 
+/* A program whose first run ends in a shutdown while an exception is delivered; the second run left at once. */
+static void test_run_after_shutdown(void **state)
+{
+	(void)state;
+	own_signals();
+	assert_true(asm_diff_seed(&diff, 888002259262));
+}
+
 static void test_generated(void **state)
 {
 	(void)state;
@@ -188,6 +196,7 @@ int main(void)
 		cmocka_unit_test(test_cmpxchg_of_high_byte),
 		cmocka_unit_test(test_constant_operand_crosses_page),
 		cmocka_unit_test(test_new_code_behind_indirect_jump_keeps_flags),
+		cmocka_unit_test(test_run_after_shutdown),
 		cmocka_unit_test(test_generated),
 	};
 	return cmocka_run_group_tests(tests, setup, teardown);
