@@ -39,7 +39,6 @@ MAY_INCLUDE = {
     "guestabi": ["base", "mem", "cpu"],
     "irqchip": ["base"] + VM_LOWER,
     "chardev": ["base"] + VM_LOWER,
-    "block": ["base"] + VM_LOWER,
     "device": ["base", "mem", "chardev"] + VM_LOWER,
     "device/virtio": ["base", "mem", "pci", "block", "net", "chardev"] + VM_LOWER,
     "block": ["base"] + VM_LOWER,
