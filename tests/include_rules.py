@@ -47,13 +47,16 @@ MAY_INCLUDE = {
     "load": ["base", "mem"],
     "machine": ["base", "mem", "cpu", "vm", "accel/accel.h", "guestabi", "irqchip", "chardev", "device", "pci",
                 "block", "net", "load"],
-    "cli": ["base", "machine", "accel/accel.h", "accel/kvm/probe.h", "chardev/terminal.h"],
+    "control": ["base", "machine"] + VM_LOWER,
+    "cli": ["base", "machine", "control", "accel/accel.h", "accel/kvm/probe.h", "chardev/terminal.h"],
 }
 
 # System headers that only one folder may know.
 ONLY = {
+    "jansson.h": ["control", "cli"],
     "linux/kvm.h": ["accel/kvm"],
     "asm/kvm.h": ["accel/kvm"],
+    "slirp/": ["net"],
     "Zydis/": ["cpu/x86", "accel/dbt"],
     "ucontext.h": ["accel", "cpu/x86"],  # host registers of a signal
 }
