@@ -1,6 +1,6 @@
 #!/bin/sh
 # Install the Debian packages that a step needs and that are not there yet, saying which.
-# Usage: scripts/deps.sh build|guest|test|bench
+# Usage: scripts/deps.sh build|guest|test|bench|demo
 set -eu
 
 case "${1:-}" in
@@ -19,8 +19,9 @@ test)
 	need="$need nbdkit qemu-utils gnutls-bin" # peers of the NBD client
 	;;
 bench) need="cpio python3 qemu-system-x86" ;;
+demo) need="debootstrap e2fsprogs qemu-utils openssh-client zstd" ;;
 *)
-	echo "usage: scripts/deps.sh build|guest|test|bench" >&2
+	echo "usage: scripts/deps.sh build|guest|test|bench|demo" >&2
 	exit 2
 	;;
 esac

@@ -2,11 +2,12 @@
 
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "accel/accel.h"
+#include "device/virtio/virtio.h"
 #include "mem/ram.h"
 #include "vm/vcpu.h"
 #include "vm/vm.h"
@@ -29,11 +30,9 @@ static uint64_t resident(void)
 
 void stats_memory(const struct stats_sink *s, const struct guest_ram *ram)
 {
-	/* The blocks of the memfd are the guest's pages that exist: nobody has to walk a page table for it. */
-	struct stat st;
-	uint64_t backed = ram->fd >= 0 && fstat(ram->fd, &st) == 0 ? (uint64_t)st.st_blocks * 512 : 0;
+	uint64_t backed = ram_resident(ram);
 	uint64_t all = resident();
-	stats_put(s, "memory", "", "guest", ram->size);
+	stats_put(s, "memory", "", "guest", ram->size + atomic_load(&ram->room.bytes));
 	stats_put(s, "memory", "", "guest resident", backed);
 	stats_put(s, "memory", "", "process resident", all);
 	stats_put(s, "memory", "", "vmm overhead", all > backed ? all - backed : 0);
@@ -75,4 +74,24 @@ void stats_vm(const struct stats_sink *s, const struct vm *vm)
 	stats_put(s, "accelerator", "", "instructions translated", sum.insns_translated);
 	stats_put(s, "accelerator", "", "code flushes", sum.code_flushes);
 	stats_put(s, "accelerator", "", "code bytes", sum.code_bytes);
+}
+
+void stats_virtio(const struct stats_sink *s, const struct virtio_device *d)
+{
+	stats_put(s, "device", d->name, "notifications", d->notifies);
+	stats_put(s, "device", d->name, "interrupts", d->interrupts);
+	if (!d->ops->stats)
+		return;
+	char text[2048] = "", *next = text;
+	d->ops->stats((struct virtio_device *)d, text, sizeof(text));
+	/* Lines of "key value": the key may have spaces. */
+	for (char *line; (line = strsep(&next, "\n"));) {
+		char *space = strrchr(line, ' '), *end;
+		if (!space)
+			continue;
+		*space = '\0';
+		uint64_t value = strtoull(space + 1, &end, 10);
+		if (end != space + 1 && !*end)
+			stats_put(s, "device", d->name, line, value);
+	}
 }

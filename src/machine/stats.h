@@ -1,8 +1,8 @@
 /*
  * What a machine counts, as a flat list of numbers: whoever wants them hands a function that is called for each.
  *
- * Groups: "memory", "exits" (by kind, all vCPUs), "cpu" (one part a vCPU), "translator", and one for each kind of device ("disk", "net", ...)
- * with one part a device. Numbers are totals since the last boot of the machine, unless they are amounts of now (memory). Counters that
+ * Groups: "memory", "exits" (by kind, all vCPUs), "cpu" (one part a vCPU), "accelerator", and "device" with one part a
+ * device. Numbers are totals since the last boot of the machine, unless they are amounts of now (memory). Counters that
  * vCPUs keep are read without a lock: each by itself is right.
  */
 #ifndef TRAPLINE_MACHINE_STATS_H
@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 struct guest_ram;
+struct virtio_device;
 struct vm;
 
 struct stats_sink {
@@ -26,5 +27,7 @@ static inline void stats_put(const struct stats_sink *s, const char *group, cons
 
 void stats_memory(const struct stats_sink *s, const struct guest_ram *ram);
 void stats_vm(const struct stats_sink *s, const struct vm *vm);
+/* Kicks, interrupts, and what the device itself tells. */
+void stats_virtio(const struct stats_sink *s, const struct virtio_device *d);
 
 #endif
