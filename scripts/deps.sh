@@ -15,6 +15,7 @@ build)
 guest) need="cpio" ;;
 test)
 	need="cpio python3 python3-pytest python3-pexpect"
+	need="$need passt" # --net passt
 	need="$need nbdkit qemu-utils gnutls-bin" # peers of the NBD client
 	;;
 bench) need="cpio python3 qemu-system-x86" ;;

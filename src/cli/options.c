@@ -9,8 +9,8 @@
 
 #include "accel/accel.h"
 #include "base/error.h"
-#include "control/runtime.h"
 #include "base/keyval.h"
+#include "control/runtime.h"
 #include "machine/pc.h"
 
 #define OPTIONS_MIN_MEMORY (16ull << 20)
@@ -53,10 +53,11 @@ static int parse_append(struct run_options *o, const char *value, struct error *
 	return 0;
 }
 
-static int parse_memory(struct run_options *o, const char *value, struct error *err)
+/* A size of memory in whole MiB, out of the option's `value`. */
+static int memory_size(const char *value, const char *text, uint64_t *out, struct error *err)
 {
 	uint64_t bytes;
-	int r = keyval_parse_size(value, &bytes);
+	int r = keyval_parse_size(text, &bytes);
 	if (r == -EINVAL)
 		return error_set(err, EINVAL, "--memory %s: not a size; write for example 512M or 2G", value);
 	if (r == -ERANGE || bytes > MACHINE_MAX_MEMORY)
@@ -67,7 +68,26 @@ static int parse_memory(struct run_options *o, const char *value, struct error *
 				 value, (uint64_t)(OPTIONS_MIN_MEMORY >> 20));
 	if (bytes & ((1u << 20) - 1))
 		return error_set(err, EINVAL, "--memory %s: not a whole number of MiB; write for example 512M", value);
-	o->memory = bytes;
+	*out = bytes;
+	return 0;
+}
+
+static int parse_memory(struct run_options *o, const char *value, struct error *err)
+{
+	struct keyval kv;
+	int r = keyval_parse(&kv, "--memory", value, "size", err);
+	const char *size = r ? NULL : keyval_get(&kv, "size"), *max = r ? NULL : keyval_get(&kv, "max");
+	if (!r)
+		r = memory_size(value, size ? size : "", &o->memory, err);
+	if (!r && max)
+		r = memory_size(value, max, &o->memory_max, err);
+	if (!r)
+		r = keyval_finish(&kv, err);
+	if (r)
+		return r;
+	if (max && (o->memory_max <= o->memory || (o->memory_max - o->memory) % (2u << 20)))
+		return error_set(err, EINVAL, "--memory %s: max= has to be more than the memory at the start, by a multiple of 2M; write for example 512M,max=4G",
+				 value);
 	return 0;
 }
 
@@ -241,7 +261,7 @@ static const struct option options[] = {
 	{ "kernel", "FILE", "the kernel: bzImage, ELF with a PVH entry, or multiboot", parse_kernel },
 	{ "initrd", "FILE", "the initial ramdisk", parse_initrd },
 	{ "append", "STRING", "the kernel command line, e.g. \"console=ttyS0\"", parse_append },
-	{ "memory", "SIZE", "RAM, e.g. 512M or 2G (default 512M)", parse_memory },
+	{ "memory", "SIZE[,max=SIZE]", "RAM, e.g. 512M or 2G (default 512M), and what it may grow to", parse_memory },
 	{ "cpus", "N", "virtual CPUs, 1 to 16 (default 1)", parse_cpus },
 	{ "disk", "FILE[,key=value...]", "a disk: an image or an NBD export; again for more disks", parse_disk, .repeat = true },
 	{ "net", "TYPE[,key=value...]", "a network card: user, passt, tap, socket or none; again for more", parse_net, .repeat = true },

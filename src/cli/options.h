@@ -29,6 +29,7 @@ struct run_options {
 	unsigned ndisks, nnets, nshares;
 	const char *vsock, *balloon, *rng; /* or NULL */
 	uint64_t memory;    /* bytes */
+	uint64_t memory_max; /* bytes; 0: no more than memory */
 	unsigned cpus;
 	bool no_reboot;
 	bool detach;

@@ -208,6 +208,7 @@ static int run_machine(const struct run_options *o, const struct accel_ops *acce
 		.initrd = o->initrd,
 		.append = o->append,
 		.memory = o->memory,
+		.memory_max = o->memory_max,
 		.ncpus = o->cpus,
 		.serial = reach_serial(reach, o->serial),
 		.runtime_dir = reach->runtime ? runtime_path(reach->runtime) : NULL,

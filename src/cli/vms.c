@@ -33,8 +33,8 @@ const char stop_usage[] = "usage: trapline stop NAME [--timeout SECONDS] [--forc
 			  "Status: 0 when the VM has ended, one way or the other; 2 if there is none of that name.\n";
 
 const char balloon_usage[] = "usage: trapline balloon NAME SIZE\n\n"
-			     "Set how much of its memory the guest shall have, for example 256M; the balloon takes the rest and gives it back to the\n"
-			     "host. The VM must have been started with --balloon on. SIZE is at most the VM's --memory.\n";
+			     "Set how much memory the guest shall have, for example 256M. If that is less than it started with, the balloon takes the rest and\n"
+			     "gives it back to the host (--balloon on); if it is more, the guest gets it added (--memory SIZE,max=SIZE).\n";
 
 static int complain(const struct error *err, int status)
 {

@@ -223,7 +223,8 @@ static void tear_down(struct machine *m)
 static int build(struct machine *m, struct error *err)
 {
 	struct load_result boot;
-	int r = ram_create(&m->ram, m->config.memory, err);
+	uint64_t max = m->config.memory_max;
+	int r = ram_create_room(&m->ram, m->config.memory, max ? max - m->config.memory : 0, err);
 	if (r)
 		return r;
 	if ((r = boot_prepare(&boot, &m->config, &m->ram, err)))
@@ -269,6 +270,10 @@ int machine_create(struct machine **out, const struct machine_config *config, st
 	if (config->memory < MACHINE_MIN_MEMORY || config->memory > MACHINE_MAX_MEMORY || config->memory % 4096)
 		return error_set(err, EINVAL, "--memory: %llu bytes are not possible; give %lluM to %lluG in whole pages",
 				 (unsigned long long)config->memory, MACHINE_MIN_MEMORY >> 20, MACHINE_MAX_MEMORY >> 30);
+	if (config->memory_max && (config->memory_max <= config->memory || config->memory_max > MACHINE_MAX_MEMORY ||
+				   (config->memory_max - config->memory) % RAM_BLOCK_SIZE))
+		return error_set(err, EINVAL, "--memory: max=%lluM is not possible; give more than the memory at the start, by a multiple of 2M, up to %lluG",
+				 (unsigned long long)(config->memory_max >> 20), MACHINE_MAX_MEMORY >> 30);
 	if (!config->kernel)
 		return error_set(err, EINVAL, "--kernel is missing; give the path of a Linux vmlinuz or another kernel");
 
@@ -387,9 +392,9 @@ void machine_stats(struct machine *m, const struct stats_sink *sink)
 
 int machine_balloon(struct machine *m, uint64_t size, struct error *err)
 {
-	(void)m;
-	(void)size;
-	return error_set(err, ENODEV, "this VM has no balloon; start it with --balloon on");
+	if (size < MACHINE_MIN_MEMORY)
+		return error_set(err, EINVAL, "too little for any guest; give at least %lluM", MACHINE_MIN_MEMORY >> 20);
+	return machine_virtio_memory(m->virtio, size, err);
 }
 
 void machine_resize_console(struct machine *m, uint16_t columns, uint16_t rows)
@@ -404,9 +409,9 @@ void machine_destroy(struct machine *m)
 	if (!m)
 		return;
 	tear_down(m);
+	machine_virtio_close(m->virtio);
 	if (m->com1_chardev)
 		chardev_close(m->com1_chardev);
-	machine_virtio_close(m->virtio);
 	loop_destroy(m->loop);
 	pthread_mutex_destroy(&m->device_lock);
 	pthread_mutex_destroy(&m->lock);

@@ -33,6 +33,7 @@ struct machine_config {
 	const char *initrd;	       /* path or NULL; multiboot: the one module */
 	const char *append;	       /* kernel command line or NULL */
 	uint64_t memory;	       /* bytes, a multiple of 4 KiB (1 MiB from the CLI) */
+	uint64_t memory_max;	       /* bytes that the guest may come to have: room for virtio-mem; 0: none */
 	unsigned ncpus;		       /* 1..MACHINE_MAX_CPUS */
 	const char *serial;	       /* COM1: what chardev_open takes; NULL is "none" */
 	const char *runtime_dir;       /* folder of this VM's own sockets, or NULL */
@@ -87,7 +88,8 @@ void machine_power_button(struct machine *m);
 unsigned machine_boots(const struct machine *m);
 /* Everything that is counted, see machine/stats.h. */
 void machine_stats(struct machine *m, const struct stats_sink *sink);
-/* What the guest shall have of its memory: the balloon takes the rest. -ENODEV, -EINVAL with err. */
+/* What memory the guest shall have: the balloon takes what is less than it started with, virtio-mem adds what is more. Kept over a
+ * reboot. -ENODEV, -EINVAL with err. */
 int machine_balloon(struct machine *m, uint64_t size, struct error *err);
 /* The size of the terminal at its console changed. */
 void machine_resize_console(struct machine *m, uint16_t columns, uint16_t rows);

@@ -4,7 +4,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "accel/accel.h"
@@ -31,11 +30,9 @@ static uint64_t resident(void)
 
 void stats_memory(const struct stats_sink *s, const struct guest_ram *ram)
 {
-	/* The blocks of the memfd are the guest's pages that exist: nobody has to walk a page table for it. */
-	struct stat st;
-	uint64_t backed = ram->fd >= 0 && fstat(ram->fd, &st) == 0 ? (uint64_t)st.st_blocks * 512 : 0;
+	uint64_t backed = ram_resident(ram);
 	uint64_t all = resident();
-	stats_put(s, "memory", "", "guest", ram->size);
+	stats_put(s, "memory", "", "guest", ram->size + atomic_load(&ram->room.bytes));
 	stats_put(s, "memory", "", "guest resident", backed);
 	stats_put(s, "memory", "", "process resident", all);
 	stats_put(s, "memory", "", "vmm overhead", all > backed ? all - backed : 0);

@@ -1,11 +1,14 @@
 /*
- * The machine's virtio devices: --disk, --net, --share, --vsock, --balloon, --rng.
+ * The machine's virtio devices: --disk, --net, --share, --vsock, --balloon, --rng; and virtio-mem for
+ * --memory with max=.
  *
  * Two lives: what is open on the host (images, sockets, helper processes) lasts as long as the machine; the devices in front of it
  * are built anew at every boot. One readable function for each: open, build. Main thread, no vCPU running.
  */
 #ifndef TRAPLINE_MACHINE_VIRTIO_H
 #define TRAPLINE_MACHINE_VIRTIO_H
+
+#include <stdint.h>
 
 struct error;
 struct guest_ram;
@@ -24,6 +27,8 @@ void machine_virtio_close(struct machine_virtio *v);
 int machine_virtio_build(struct machine_virtio *v, struct guest_ram *ram, struct pci_bus *bus, struct error *err);
 void machine_virtio_tear_down(struct machine_virtio *v);
 
+/* machine_balloon. Device lock held. */
+int machine_virtio_memory(struct machine_virtio *v, uint64_t size, struct error *err);
 /* What the devices count. With the device lock held. */
 void machine_virtio_stats(const struct machine_virtio *v, const struct stats_sink *sink);
 

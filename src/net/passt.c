@@ -39,6 +39,7 @@ struct passt {
 	struct stream stream;
 	struct sock_addr addr; /* socket=; len 0: we started it */
 	struct vtimer retry;
+	uint8_t frame[NET_FRAME_MAX]; /* from the guest, made whole */
 	bool lost; /* said that it is gone */
 };
 
@@ -51,9 +52,23 @@ static struct passt *of(struct net *n)
 
 static bool send_frame(struct net *n, unsigned q, const struct net_header *h, const struct iovec *iov, unsigned niov)
 {
+	struct passt *p = of(n);
+	struct iovec whole;
 	(void)q;
-	(void)h; /* no caps: an ordinary frame */
-	enum stream_sent r = stream_send(&of(n)->stream, iov, niov);
+	if (h->gso_type != NET_GSO_NONE || (h->flags & NET_NEEDS_CSUM)) {
+		if (!stream_reserve(&p->stream, STREAM_FRAME_ROOM))
+			return false; /* before the work, not after */
+		size_t len = net_gather(p->frame, NET_FRAME_MAX, iov, niov);
+		/* A large packet is as good to passt as many: it only looks at the payload. */
+		if (h->gso_type != NET_GSO_NONE ? net_whole_packet(h, p->frame, len) : net_finish_checksum(h, p->frame, len)) {
+			n->stats.tx_dropped++;
+			return true;
+		}
+		whole = (struct iovec){ p->frame, len };
+		iov = &whole;
+		niov = 1;
+	}
+	enum stream_sent r = stream_send(&p->stream, iov, niov);
 	if (r == STREAM_LOST)
 		n->stats.tx_dropped++;
 	return r != STREAM_FULL;
@@ -370,7 +385,7 @@ static int open_passt(struct net **out, struct keyval *kv, struct loop *loop, st
 		close_passt(&p->net);
 		return r;
 	}
-	p->net.info.caps = NET_GIVES_CSUM;
+	p->net.info.caps = NET_CAN_CSUM | NET_CAN_TSO4 | NET_CAN_TSO6 | NET_GIVES_CSUM;
 	p->net.info.mtu = (uint16_t)mtu;
 	*out = &p->net;
 	return 0;

@@ -11,7 +11,7 @@
 
 #define HEADER 4
 #define IN_SIZE (256u << 10)
-#define OUT_SIZE (256u << 10)
+#define OUT_SIZE STREAM_RESERVE_MAX
 #define GATHER 4096u	     /* shorter frames wait for others of their batch: copying is cheaper than a system call */
 #define GATHER_MAX (32u << 10)
 #define READS_A_ROUND 4 /* then others on the loop get their turn */

@@ -16,6 +16,8 @@
 struct loop;
 
 #define STREAM_FRAME_MAX 65550 /* NET_FRAME_MAX */
+#define STREAM_FRAME_ROOM (4 + STREAM_FRAME_MAX)
+#define STREAM_RESERVE_MAX (256u << 10)
 #define STREAM_FRAME_MIN 14    /* an Ethernet header; what is shorter is skipped */
 
 struct stream_ops {
@@ -56,7 +58,8 @@ enum stream_sent {
 	STREAM_LOST, /* no connection, or no frame that can be sent */
 };
 enum stream_sent stream_send(struct stream *s, const struct iovec *iov, unsigned n);
-/* Make sure that frames of `bytes` altogether (each with four more) will not meet STREAM_FULL. False: not now, `writable` follows. */
+/* Make sure that frames of `bytes` altogether, four more for each, will not meet STREAM_FULL. False: not now, `writable` follows. At most
+ * STREAM_RESERVE_MAX. */
 bool stream_reserve(struct stream *s, size_t bytes);
 void stream_flush(struct stream *s);
 void stream_resume(struct stream *s);

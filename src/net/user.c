@@ -503,6 +503,7 @@ static int user_open(struct net **out, struct keyval *kv, struct loop *loop, str
 	inet_pton(AF_INET6, "fec0::", &config.vprefix_addr6);
 	inet_pton(AF_INET6, "fec0::2", &config.vhost6);
 	inet_pton(AF_INET6, "fec0::3", &config.vnameserver6);
+	clock_init(); /* libslirp asks for the time at once, and this may be the first who does */
 	u->polled_at = clock_ns();
 	u->slirp = slirp_new(&config, &callbacks, u);
 	if (!u->slirp) {

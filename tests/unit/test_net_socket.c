@@ -1,10 +1,13 @@
 /* --net socket, against a scripted peer: framing both ways, back-pressure, nonsense, coming and going, and what the user gets wrong. */
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 
 #include "nettest.h"
 
@@ -335,6 +338,46 @@ static void test_tcp(void **state)
 	card_close(&b);
 }
 
+/* QEMU at the other end, listening or connecting, with its own user-mode network behind a hub: it offers an address. */
+static void with_qemu(const char *ours, const char *theirs)
+{
+	struct card c;
+	char stream[160];
+	snprintf(stream, sizeof(stream), "stream,id=s,%s,addr.type=unix,addr.path=%s", theirs, path);
+	snprintf(spec, sizeof(spec), "socket,%s=%s", ours, path);
+	card_must_open(&c, spec);
+	pid_t pid = fork();
+	if (!pid) {
+		dup2(open("/dev/null", O_RDWR), 2);
+		execlp("qemu-system-x86_64", "qemu-system-x86_64", "-M", "none", "-display", "none", "-monitor", "none", "-serial", "none", "-netdev",
+		       "user,id=u", "-netdev", stream, "-netdev", "hubport,id=a,hubid=0,netdev=u", "-netdev", "hubport,id=b,hubid=0,netdev=s",
+		       (char *)NULL);
+		_exit(127);
+	}
+	uint8_t frame[400];
+	int n = -1;
+	if (card_wait_link(&c, true)) {
+		card_send(&c, frame, card_discover(frame));
+		n = card_wait_frame(&c, card_is_offer);
+	}
+	kill(pid, SIGKILL);
+	waitpid(pid, NULL, 0);
+	assert_true(n >= 0);
+	assert_true(card_wait_link(&c, false));
+	card_close(&c);
+}
+
+static void test_qemu(void **state)
+{
+	(void)state;
+	if (system("command -v qemu-system-x86_64 >/dev/null")) {
+		printf("no qemu-system-x86_64 to talk to\n");
+		skip();
+	}
+	with_qemu("listen", "server=off");
+	with_qemu("connect", "server=on");
+}
+
 static void refuse(const char *value, const char *words)
 {
 	struct card c;
@@ -382,6 +425,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_one_peer, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_reconnect, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_tcp, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_qemu, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_mistakes, setup, teardown),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -286,7 +286,8 @@ static bool is_current(const struct virtio_chain *c)
 	return c->generation == c->queue->generation;
 }
 
-void virtq_push(struct virtio_queue *q, struct virtio_chain *c, uint64_t written)
+/* Used, but not yet seen by the driver. */
+static void put(struct virtio_queue *q, struct virtio_chain *c, uint64_t written)
 {
 	if (written > c->in_len)
 		written = c->in_len;
@@ -301,13 +302,30 @@ void virtq_push(struct virtio_queue *q, struct virtio_chain *c, uint64_t written
 		if (virtq_ready(q)) {
 			uint32_t len = written > UINT32_MAX ? UINT32_MAX : (uint32_t)written;
 			if (q->packed)
-				virtq_packed_push(q, c, len);
+				virtq_packed_put(q, c, len);
 			else
-				virtq_split_push(q, c, len);
+				virtq_split_put(q, c, len);
 			q->unsignaled += c->ndesc;
 		}
 	}
 	give_chain(c);
+}
+
+void virtq_push_all(struct virtio_queue *q, struct virtio_chain *const *c, const uint64_t *written, unsigned n)
+{
+	for (unsigned i = 0; i < n; i++)
+		put(q, c[i], written[i]);
+	if (!virtq_ready(q))
+		return;
+	if (q->packed)
+		virtq_packed_commit(q);
+	else
+		virtq_split_commit(q);
+}
+
+void virtq_push(struct virtio_queue *q, struct virtio_chain *c, uint64_t written)
+{
+	virtq_push_all(q, &c, &written, 1);
 }
 
 void virtq_unpop(struct virtio_queue *q, struct virtio_chain *c)

@@ -31,6 +31,9 @@ struct virtio_queue {
 	uint16_t next_avail; /* split: free-running index; packed: place in the ring */
 	uint16_t next_used;
 	bool avail_wrap, used_wrap; /* packed: the wrap counters (2.8.1) */
+	uint16_t put_first;	    /* packed: place of the first used descriptor not committed yet, and its flags; none if put is 0 */
+	uint16_t put_flags;
+	bool put;
 	uint16_t avail_seen;	    /* split: the driver's index as last read; up to here nothing needs to be read again */
 
 	uint32_t in_flight;  /* places in the ring that popped chains take: never more than size */
@@ -74,14 +77,17 @@ static inline bool virtq_event_passed(uint16_t event, uint16_t new_index, uint16
 /* A ring format. `pop` fills w->chain (with its id and ndesc) and moves next_avail on; false: nothing there, or the ring is bad. */
 bool virtq_split_pop(struct virtq_walk *w);
 void virtq_split_unpop(struct virtio_queue *q, const struct virtio_chain *c);
-void virtq_split_push(struct virtio_queue *q, const struct virtio_chain *c, uint32_t written);
+/* Write used entries: all that were put since the last commit become visible together. */
+void virtq_split_put(struct virtio_queue *q, const struct virtio_chain *c, uint32_t written);
+void virtq_split_commit(struct virtio_queue *q);
 bool virtq_split_wants_interrupt(struct virtio_queue *q);
 void virtq_split_no_notify(struct virtio_queue *q);
 bool virtq_split_want_notify(struct virtio_queue *q);
 
 bool virtq_packed_pop(struct virtq_walk *w);
 void virtq_packed_unpop(struct virtio_queue *q, const struct virtio_chain *c);
-void virtq_packed_push(struct virtio_queue *q, const struct virtio_chain *c, uint32_t written);
+void virtq_packed_put(struct virtio_queue *q, const struct virtio_chain *c, uint32_t written);
+void virtq_packed_commit(struct virtio_queue *q);
 bool virtq_packed_wants_interrupt(struct virtio_queue *q);
 void virtq_packed_no_notify(struct virtio_queue *q);
 bool virtq_packed_want_notify(struct virtio_queue *q);

@@ -99,18 +99,33 @@ void virtq_packed_unpop(struct virtio_queue *q, const struct virtio_chain *c)
 	q->next_avail = (uint16_t)(q->next_avail - c->ndesc);
 }
 
-void virtq_packed_push(struct virtio_queue *q, const struct virtio_chain *c, uint32_t written)
+void virtq_packed_put(struct virtio_queue *q, const struct virtio_chain *c, uint32_t written)
 {
 	struct packed_desc *d = ring_at(q, q->next_used);
 	unsigned flags = (q->used_wrap ? PACKED_F_AVAIL | PACKED_F_USED : 0) | (written ? VIRTQ_DESC_F_WRITE : 0);
 	d->id = c->id;
 	d->len = written;
-	__atomic_store_n(&d->flags, (uint16_t)flags, __ATOMIC_RELEASE);
+	if (q->put) {
+		__atomic_store_n(&d->flags, (uint16_t)flags, __ATOMIC_RELEASE);
+	} else {
+		q->put = true;
+		q->put_first = q->next_used;
+		q->put_flags = (uint16_t)flags;
+	}
 	q->next_used = (uint16_t)(q->next_used + c->ndesc);
 	if (q->next_used >= q->size) {
 		q->next_used = (uint16_t)(q->next_used - q->size);
 		q->used_wrap = !q->used_wrap;
 	}
+}
+
+/* The driver looks at the descriptors in order: behind the first one, none counts before it. */
+void virtq_packed_commit(struct virtio_queue *q)
+{
+	if (!q->put)
+		return;
+	q->put = false;
+	__atomic_store_n(&ring_at(q, q->put_first)->flags, q->put_flags, __ATOMIC_RELEASE);
 }
 
 bool virtq_packed_wants_interrupt(struct virtio_queue *q)

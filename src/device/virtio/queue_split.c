@@ -101,11 +101,15 @@ void virtq_split_unpop(struct virtio_queue *q, const struct virtio_chain *c)
 	q->next_avail--;
 }
 
-void virtq_split_push(struct virtio_queue *q, const struct virtio_chain *c, uint32_t written)
+void virtq_split_put(struct virtio_queue *q, const struct virtio_chain *c, uint32_t written)
 {
 	struct split_used *used = q->device;
-	used->ring[q->next_used & (q->size - 1)] = (struct split_used_elem){ c->id, written };
-	store(&used->idx, ++q->next_used);
+	used->ring[q->next_used++ & (q->size - 1)] = (struct split_used_elem){ c->id, written };
+}
+
+void virtq_split_commit(struct virtio_queue *q)
+{
+	store(&((struct split_used *)q->device)->idx, q->next_used);
 }
 
 bool virtq_split_wants_interrupt(struct virtio_queue *q)

@@ -174,6 +174,8 @@ struct virtio_chain *virtq_pop(struct virtio_queue *q);
 /* Done with it: `written` bytes of its device-writable parts, from the first on, hold data. Tells the RAM watcher. Frees the chain. The guest sees
  * the used entry at once; its interrupt comes with virtq_notify. A chain from before a reset is just freed. */
 void virtq_push(struct virtio_queue *q, struct virtio_chain *c, uint64_t written);
+/* The same for n chains as one: the guest sees all of them or none (a frame in mergeable buffers, 5.1.6.4). */
+void virtq_push_all(struct virtio_queue *q, struct virtio_chain *const *c, const uint64_t *written, unsigned n);
 /* Put back what was popped last and is not wanted yet (several: in reverse order of popping). */
 void virtq_unpop(struct virtio_queue *q, struct virtio_chain *c);
 /* Free a chain without answering it: only in reset. */
