@@ -213,6 +213,8 @@ int machine_virtio_memory(struct machine_virtio *v, uint64_t size, struct error 
 	if (more && !v->mem)
 		return error_set(err, EINVAL, "more than this VM's memory of %lluM; start it with --memory %lluM,max=SIZE for more",
 				 (unsigned long long)(start >> 20), (unsigned long long)(start >> 20));
+	if (more > v->config->memory_max - start)
+		return error_set(err, EINVAL, "more than this VM can have; at most %lluM", (unsigned long long)(v->config->memory_max >> 20));
 	if (size < start && !v->balloon)
 		return error_set(err, ENODEV, "this VM has no balloon; start it with --balloon on");
 	int r = v->mem ? virtio_mem_set_requested(v->mem, more, err) : 0;
