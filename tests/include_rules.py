@@ -57,6 +57,7 @@ ONLY = {
     "linux/kvm.h": ["accel/kvm"],
     "asm/kvm.h": ["accel/kvm"],
     "slirp/": ["net"],
+    "liburing.h": ["block"],
     "Zydis/": ["cpu/x86", "accel/dbt"],
     "ucontext.h": ["accel", "cpu/x86"],  # host registers of a signal
 }

@@ -35,6 +35,9 @@ struct block_driver {
 	void (*close)(struct block_node *n); /* nothing is in flight */
 	void (*submit)(struct block_node *n, struct block_request *r); /* calls r->done once, later: not before it returns */
 	void (*kick)(struct block_node *n);			       /* start what was submitted; deliver what is complete. Optional */
+	/* For block_drain, while requests are in flight that are not the aio's: wait until some may be complete, some 100 ms at most, and deliver them.
+	 * Timeouts count, though the loop does not run. Optional: kick is called every millisecond instead. */
+	void (*wait)(struct block_node *n);
 	/* Synchronous read, on a worker thread (copy-on-write reads its backing node so). 0 or -errno. */
 	int (*pread)(struct block_node *n, void *buf, uint64_t len, uint64_t offset);
 };
@@ -52,6 +55,9 @@ extern const struct block_driver block_file, block_qcow2, block_nbd;
 /* Open a node (and its chain). *out is NULL on failure; depth is limited. */
 int block_node_open(struct block_node **out, const struct block_open *o, struct error *err);
 void block_node_close(struct block_node *n);
+
+/* Whose image is it whose first bytes are these: the one driver that claims them, or block_file. */
+const struct block_driver *block_probe(const uint8_t *head, size_t len);
 
 /* Is this the head of a qcow2 image? */
 bool qcow2_probe(const uint8_t *head, size_t len);
