@@ -4,7 +4,7 @@
 #   make run      boot the demo guest: a shell on a terminal, a short report without one
 #   make test     every test; ends in "N passed, N failed, N skipped"
 #   make bench    native, Trapline and QEMU TCG side by side; writes bench/RESULTS.md
-#   make fuzz     the fuzzers, FUZZ_SECONDS each (default 60)
+#   make fuzz     the fuzzers, FUZZ_SECONDS each (default 60); FUZZ='virtio-*' names those to run
 #   make asan     make test with address and undefined-behaviour sanitizers
 #   make install  install under PREFIX (default /usr/local), DESTDIR honoured
 #
@@ -18,7 +18,7 @@ ACCEL ?= auto
 CPUS ?= 1
 MEMORY ?= 512M
 FLAVOUR ?= cloud
-export ACCEL CPUS MEMORY APPEND FLAVOUR BUILD FUZZ_SECONDS
+export ACCEL CPUS MEMORY APPEND FLAVOUR BUILD FUZZ_SECONDS FUZZ
 
 all: build
 
@@ -50,6 +50,6 @@ install: build
 	@meson install -C $(BUILD)
 
 clean:
-	rm -rf $(BUILD) build-asan
+	rm -rf $(BUILD) build-asan build-fuzz
 
 .PHONY: all build run test bench fuzz asan install clean
