@@ -166,7 +166,7 @@ static void nobody_took_it(void **state)
 	ioapic_set_line(&io, 11, 1);
 	assert_int_equal(s.n, 2);
 	assert_true(get(&io, 0x26) & IOAPIC_RTE_REMOTE_IRR);
-	ioapic_set_line(&io, 24, 1);
+	ioapic_set_line(&io, IOAPIC_PINS, 1);
 	ioapic_set_line(&io, -1, 1);
 }
 
