@@ -7,7 +7,9 @@
 
 #include "base/error.h"
 #include "base/keyval.h"
+#include "block/block.h"
 #include "device/virtio/balloon.h"
+#include "device/virtio/blk.h"
 #include "device/virtio/mem.h"
 #include "device/virtio/net.h"
 #include "device/virtio/rng.h"
@@ -25,6 +27,8 @@
 struct machine_virtio {
 	const struct machine_config *config;
 	struct loop *loop;
+	unsigned ndisks;
+	struct virtio_blk_config disk[MACHINE_MAX_DISKS]; /* and the open image */
 	unsigned nnets;
 	struct virtio_net_config net[MACHINE_MAX_NETS]; /* and the open backend */
 	uint64_t memory; /* that the guest shall have, if somebody said so */
@@ -38,6 +42,31 @@ struct machine_virtio {
 };
 
 /* --- what is open on the host --- */
+
+static int open_disk(struct machine_virtio *v, const char *spec, struct error *err)
+{
+	struct keyval kv;
+	struct block *block = NULL;
+	if (v->ndisks == MACHINE_MAX_DISKS)
+		return error_set(err, EINVAL, "--disk: a machine takes at most %d disks", MACHINE_MAX_DISKS);
+	struct virtio_blk_config *c = &v->disk[v->ndisks];
+	int r = keyval_parse(&kv, "--disk", spec, "file", err);
+	if (!r)
+		r = virtio_blk_parse(c, &kv, err);
+	if (!r)
+		r = block_open(&block, &kv, v->loop, err);
+	if (!r)
+		r = keyval_finish(&kv, err);
+	if (r) {
+		block_close(block);
+		return r;
+	}
+	if (!c->queues)
+		c->queues = v->config->ncpus < VIRTIO_BLK_MAX_QUEUES ? v->config->ncpus : VIRTIO_BLK_MAX_QUEUES;
+	c->block = block;
+	v->ndisks++;
+	return 0;
+}
 
 static int open_net(struct machine_virtio *v, const char *spec, struct error *err)
 {
@@ -70,6 +99,8 @@ int machine_virtio_open(struct machine_virtio **out, const struct machine_config
 	v->config = config;
 	v->loop = loop;
 	int r = 0;
+	for (unsigned i = 0; !r && i < config->ndisks; i++)
+		r = open_disk(v, config->disks[i], err);
 	for (unsigned i = 0; !r && i < config->nnets; i++)
 		r = open_net(v, config->nets[i], err);
 	if (r) {
@@ -85,6 +116,8 @@ void machine_virtio_close(struct machine_virtio *v)
 	if (!v)
 		return;
 	machine_virtio_tear_down(v);
+	while (v->ndisks)
+		block_close(v->disk[--v->ndisks].block);
 	while (v->nnets)
 		net_close(v->net[--v->nnets].net);
 	free(v);
@@ -117,6 +150,12 @@ int machine_virtio_build(struct machine_virtio *v, struct guest_ram *ram, struct
 	struct virtio_device *device;
 	int r = 0;
 
+	for (unsigned i = 0; !r && i < v->ndisks; i++) {
+		snprintf(name, sizeof(name), "disk%u", i);
+		r = virtio_blk_create(&device, &v->disk[i], &host, err);
+		if (!r)
+			r = plug(v, device, bus, err);
+	}
 	for (unsigned i = 0; !r && i < v->nnets; i++) {
 		snprintf(name, sizeof(name), "net%u", i);
 		r = virtio_net_create(&device, &v->net[i], &host, err);
