@@ -107,12 +107,17 @@ static int parse_cpus(struct run_options *o, const char *value, struct error *er
 
 static int parse_serial(struct run_options *o, const char *value, struct error *err)
 {
-	if (!strcmp(value, "file:"))
-		return error_set(err, EINVAL, "--serial file: without a path; write --serial file:PATH");
-	if (strcmp(value, "stdio") && strcmp(value, "socket") && strcmp(value, "none") && strncmp(value, "file:", 5))
-		return error_set(err, EINVAL, "--serial %s: no such kind; choose stdio, socket, file:PATH or none", value);
-	o->serial = value;
-	return 0;
+	static const char *const kinds[] = { "stdio", "socket", "socket:", "pty", "pty:", "file:", "none" };
+	if (!strcmp(value, "file:") || !strcmp(value, "socket:") || !strcmp(value, "pty:"))
+		return error_set(err, EINVAL, "--serial %s without a path; write --serial %sPATH", value, value);
+	for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {
+		size_t len = strlen(kinds[i]);
+		if (kinds[i][len - 1] == ':' ? !strncmp(value, kinds[i], len) : !strcmp(value, kinds[i])) {
+			o->serial = value;
+			return 0;
+		}
+	}
+	return error_set(err, EINVAL, "--serial %s: no such kind; choose stdio, socket, socket:PATH, pty, pty:LINK, file:PATH or none", value);
 }
 
 static int parse_name(struct run_options *o, const char *value, struct error *err)
@@ -269,7 +274,7 @@ static const struct option options[] = {
 	{ "vsock", "FOLDER[,key=value...]", "connections to the guest's vsock ports as Unix sockets in a folder", parse_vsock },
 	{ "balloon", "on|off[,key=value...]", "give memory back to the host (default off)", parse_balloon },
 	{ "rng", "on|off", "random numbers for the guest (default on)", parse_rng },
-	{ "serial", "stdio|socket|file:PATH|none", "where the first serial port goes (default stdio)", parse_serial },
+	{ "serial", "stdio|socket|pty|file:PATH|none", "where the first serial port goes (default stdio); also socket:PATH, pty:LINK", parse_serial },
 	{ "name", "NAME", "the VM's name, for trapline ls, stop, console, ... (default: made from --disk or --kernel)", parse_name },
 	{ "detach", NULL, "go on in the background once the VM is built; its console is trapline console NAME", parse_detach },
 	{ "no-reboot", NULL, "end when the guest resets instead of starting it again", parse_no_reboot },
