@@ -7,7 +7,9 @@
 
 #include "base/error.h"
 #include "base/keyval.h"
+#include "block/block.h"
 #include "device/virtio/balloon.h"
+#include "device/virtio/blk.h"
 #include "device/virtio/mem.h"
 #include "device/virtio/net.h"
 #include "device/virtio/rng.h"
@@ -27,7 +29,8 @@ struct machine_virtio {
 	const struct machine_config *config;
 	struct loop *loop;
 	unsigned ndisks, nnets, nshares;
-	struct vhost_blk_config vhost_disk[MACHINE_MAX_DISKS];
+	struct virtio_blk_config disk[MACHINE_MAX_DISKS];    /* and the open image, or NULL: */
+	struct vhost_blk_config vhost_disk[MACHINE_MAX_DISKS]; /* somebody else serves this one */
 	struct virtio_net_config net[MACHINE_MAX_NETS];	     /* and the open backend, or NULL: */
 	struct vhost_net_config vhost_net[MACHINE_MAX_NETS]; /* somebody else serves this one */
 	struct share_config share[MACHINE_MAX_SHARES];
@@ -72,16 +75,28 @@ static int open_net(struct machine_virtio *v, const char *spec, struct error *er
 static int open_disk(struct machine_virtio *v, const char *spec, struct error *err)
 {
 	struct keyval kv;
+	struct block *block = NULL;
 	if (v->ndisks == MACHINE_MAX_DISKS)
 		return error_set(err, EINVAL, "--disk: a machine takes at most %d disks", MACHINE_MAX_DISKS);
+	struct virtio_blk_config *c = &v->disk[v->ndisks];
 	int r = keyval_parse(&kv, "--disk", spec, "file", err);
-	if (!r)
+	if (!r && keyval_get(&kv, "vhost-user"))
 		r = vhost_blk_parse(&v->vhost_disk[v->ndisks], &kv, err);
+	else if (!r)
+		r = virtio_blk_parse(c, &kv, err);
+	if (!r && !keyval_get(&kv, "vhost-user"))
+		r = block_open(&block, &kv, v->loop, err);
 	if (!r)
 		r = keyval_finish(&kv, err);
-	if (!r)
-		v->ndisks++;
-	return r;
+	if (r) {
+		block_close(block);
+		return r;
+	}
+	if (!c->queues)
+		c->queues = v->config->ncpus < VIRTIO_BLK_MAX_QUEUES ? v->config->ncpus : VIRTIO_BLK_MAX_QUEUES;
+	c->block = block;
+	v->ndisks++;
+	return 0;
 }
 
 static int open_share(struct machine_virtio *v, const char *spec, struct error *err)
@@ -130,6 +145,8 @@ void machine_virtio_close(struct machine_virtio *v)
 	machine_virtio_tear_down(v);
 	while (v->nnets)
 		net_close(v->net[--v->nnets].net); /* NULL: nothing */
+	while (v->ndisks)
+		block_close(v->disk[--v->ndisks].block);
 	free(v);
 }
 
@@ -162,7 +179,8 @@ int machine_virtio_build(struct machine_virtio *v, struct guest_ram *ram, struct
 
 	for (unsigned i = 0; !r && i < v->ndisks; i++) {
 		snprintf(name, sizeof(name), "disk%u", i);
-		r = virtio_vhost_blk_create(&device, &v->vhost_disk[i], &host, err);
+		r = v->disk[i].block ? virtio_blk_create(&device, &v->disk[i], &host, err)
+				     : virtio_vhost_blk_create(&device, &v->vhost_disk[i], &host, err);
 		if (!r)
 			r = plug(v, device, bus, err);
 	}
@@ -213,6 +231,8 @@ int machine_virtio_memory(struct machine_virtio *v, uint64_t size, struct error 
 	if (more && !v->mem)
 		return error_set(err, EINVAL, "more than this VM's memory of %lluM; start it with --memory %lluM,max=SIZE for more",
 				 (unsigned long long)(start >> 20), (unsigned long long)(start >> 20));
+	if (more > v->config->memory_max - start)
+		return error_set(err, EINVAL, "more than this VM can have; at most %lluM", (unsigned long long)(v->config->memory_max >> 20));
 	if (size < start && !v->balloon)
 		return error_set(err, ENODEV, "this VM has no balloon; start it with --balloon on");
 	int r = v->mem ? virtio_mem_set_requested(v->mem, more, err) : 0;
