@@ -2,13 +2,15 @@
 #
 #   make          build build/trapline (installs what is missing, after saying so)
 #   make run      boot the demo guest: a shell on a terminal, a short report without one
+#   make demo     boot a whole Debian 12 system from a disk image and log in by ssh
+#   make demo-disk  build that disk image (once; make demo does it too)
 #   make test     every test; ends in "N passed, N failed, N skipped"
 #   make bench    native, Trapline and QEMU TCG side by side; writes bench/RESULTS.md
 #   make fuzz     the fuzzers, FUZZ_SECONDS each (default 60)
 #   make asan     make test with address and undefined-behaviour sanitizers
 #   make install  install under PREFIX (default /usr/local), DESTDIR honoured
 #
-# Knobs of `make run`: ACCEL, CPUS, MEMORY, APPEND (added to the kernel command line), FLAVOUR (cloud or amd64).
+# Knobs of `make run`: ACCEL, CPUS, MEMORY, APPEND (added to the kernel command line), FLAVOUR (cloud or amd64). Of `make demo`: the first four.
 # Knobs of `make test`: TESTS (pytest -k), TRAPLINE_TEST_ACCELS; of `make bench`: BENCH (arguments for bench/run.py).
 
 BUILD ?= build
@@ -27,6 +29,12 @@ build:
 
 run: build
 	@scripts/run.sh
+
+demo-disk:
+	@scripts/demo-disk.sh
+
+demo: build demo-disk
+	@scripts/demo.sh
 
 test: build
 	@scripts/deps.sh test
@@ -52,4 +60,4 @@ install: build
 clean:
 	rm -rf $(BUILD) build-asan
 
-.PHONY: all build run test bench fuzz asan install clean
+.PHONY: all build run demo demo-disk test bench fuzz asan install clean

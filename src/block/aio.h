@@ -1,7 +1,7 @@
 /*
  * Asynchronous file I/O and work on other threads: io_uring where it is permitted, else a pool of threads.
  *
- * One a machine. All calls with the device lock held; `done` too (from the loop when the engine's eventfd fires, or from inside
+ * One a struct block, shared by its chain. All calls with the device lock held; `done` too (from the loop when the engine's eventfd fires, or from inside
  * aio_kick). Jobs are their submitter's until `done`. `run` of a work item is called on a pool thread with no lock
  * held, and may use the fd calls of its own module only.
  */
@@ -25,14 +25,18 @@ struct aio_job {
 	uint64_t offset, len; /* bytes */
 	const struct iovec *iov;
 	unsigned niov; /* any number: cut into IOV_MAX pieces inside */
-	unsigned flags; /* AIO_DATASYNC: of WRITE, RWF_DSYNC */
+	unsigned flags;
 	/* 0 or -errno. Short reads at the end of the file are filled with zeroes, other short transfers continued: all or an error. */
 	void (*done)(struct aio_job *j, int result);
 	void *opaque;
+	/* The engine's own: */
 	struct aio_job *next;
 	uint64_t progress;
+	int result;
+	unsigned char tries;
 };
-#define AIO_DATASYNC 1u
+#define AIO_DATASYNC 1u /* of WRITE: RWF_DSYNC */
+#define AIO_CACHED 2u	/* of READ: fd goes through the page cache, so what is there already may be copied at once, in aio_kick */
 
 struct aio_work {
 	int (*run)(struct aio_work *w);		       /* pool thread */
@@ -50,9 +54,12 @@ const char *aio_name(const struct aio *a); /* "io_uring" or "threads" */
 
 void aio_submit(struct aio *a, struct aio_job *j);
 void aio_work_submit(struct aio *a, struct aio_work *w);
-/* Start what was submitted; call `done` of everything that is complete. Callbacks may submit more. */
+/* Start what was submitted; call `done` of everything that is complete. Callbacks may submit more; aio_kick from a callback is noted, and
+ * done by the outer one. */
 void aio_kick(struct aio *a);
 /* Wait until at least one thing that is in flight completes, and deliver it: for closing. Returns how many are left. */
 unsigned aio_wait(struct aio *a);
+/* How many jobs and pieces of work are in flight. */
+unsigned aio_busy(const struct aio *a);
 
 #endif

@@ -34,9 +34,11 @@ struct block_request {
 	unsigned niov;
 	void (*done)(struct block_request *r, int result); /* 0 or -errno; -EIO, -ENOSPC, -EROFS, -EINVAL (range) are usual */
 	void *opaque;
-	/* For the layers below; the caller leaves them alone. */
+	/* For the layers below; the caller leaves them alone (and gets `done` back as it was). */
 	struct block_request *next;
 	void *node_private;
+	struct block *block;
+	void (*caller_done)(struct block_request *r, int result);
 	uint64_t started_ns;
 };
 
@@ -74,6 +76,10 @@ const struct block_info *block_info(const struct block *b);
 void block_submit(struct block *b, struct block_request *r);
 /* Start what was submitted since the last call (one system call for all), and call `done` of everything that is complete. After each batch. */
 void block_kick(struct block *b);
+
+/* Wait until nothing is in flight: for who must not leave requests behind and cannot wait for the loop (it may or may not run on another
+ * thread; the device lock is held throughout). What is throttled runs at once. */
+void block_drain(struct block *b);
 
 void block_get_stats(const struct block *b, struct block_stats *out);
 /* "raw /path (cache writeback, io_uring)": for stats and messages. */

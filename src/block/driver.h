@@ -8,6 +8,8 @@
 #ifndef TRAPLINE_BLOCK_DRIVER_H
 #define TRAPLINE_BLOCK_DRIVER_H
 
+#include <stdio.h>
+
 #include "block/block.h"
 
 struct aio;
@@ -35,6 +37,9 @@ struct block_driver {
 	void (*close)(struct block_node *n); /* nothing is in flight */
 	void (*submit)(struct block_node *n, struct block_request *r); /* calls r->done once, later: not before it returns */
 	void (*kick)(struct block_node *n);			       /* start what was submitted; deliver what is complete. Optional */
+	/* For block_drain, while requests are in flight that are not the aio's: wait until some may be complete, some 100 ms at most, and deliver them.
+	 * Timeouts count, though the loop does not run. Optional: kick is called every millisecond instead. */
+	void (*wait)(struct block_node *n);
 	/* Synchronous read, on a worker thread (copy-on-write reads its backing node so). 0 or -errno. */
 	int (*pread)(struct block_node *n, void *buf, uint64_t len, uint64_t offset);
 };
@@ -53,8 +58,14 @@ extern const struct block_driver block_file, block_qcow2, block_nbd;
 int block_node_open(struct block_node **out, const struct block_open *o, struct error *err);
 void block_node_close(struct block_node *n);
 
+/* Whose image is it whose first bytes are these: the one driver that claims them, or block_file. */
+const struct block_driver *block_probe(const uint8_t *head, size_t len);
+
 /* Is this the head of a qcow2 image? */
 bool qcow2_probe(const uint8_t *head, size_t len);
+
+/* A table of the internal snapshots of an image, for people. */
+int qcow2_list_snapshots(const char *path, FILE *out, struct error *err);
 
 /* Locks that QEMU's tools understand too (file.c): open file description locks on bytes 100 + permission and 200 + permission. -EAGAIN with
  * a sentence if another process has the image. `writer`: also wants to write, and nobody else may. */

@@ -50,7 +50,7 @@ static int open_private(const char *path, struct error *err)
 	int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 	if (fd < 0)
 		return error_set(err, errno, "%s: cannot open this folder for running VMs: %s; remove what is there, or set XDG_RUNTIME_DIR",
-				 path, errno == ELOOP ? "it is a symbolic link" : strerror(errno));
+				 path, errno == ELOOP || errno == ENOTDIR ? "it is a file or a symbolic link" : strerror(errno));
 	struct stat st;
 	if (fstat(fd, &st) < 0 || st.st_uid != geteuid()) {
 		close(fd);

@@ -11,6 +11,7 @@
 #define ETHERTYPE_IP4 0x0800
 #define ETHERTYPE_IP6 0x86dd
 #define ETHERTYPE_VLAN 0x8100
+#define IP4_HEADER 20 /* without options */
 #define IP6_HEADER 40
 #define PROTO_TCP 6
 #define PROTO_UDP 17

@@ -20,7 +20,7 @@ static int parse(const uint8_t *f, size_t len, struct layout *l)
 	if (load_be16(f + type) == ETHERTYPE_VLAN)
 		type += ETHER_VLAN_TAG;
 	*l = (struct layout){ .ip = type + 2 };
-	if (l->ip + 40 > len)
+	if (l->ip + IP4_HEADER > len)
 		return -EINVAL;
 	const uint8_t *ip = f + l->ip;
 	switch (load_be16(f + type)) {
@@ -31,6 +31,8 @@ static int parse(const uint8_t *f, size_t len, struct layout *l)
 		l->proto = ip[9];
 		break;
 	case ETHERTYPE_IP6:
+		if (l->ip + IP6_HEADER > len)
+			return -EINVAL;
 		l->v6 = true;
 		l->l4 = l->ip + IP6_HEADER;
 		l->proto = ip[6];
@@ -118,7 +120,7 @@ int net_segment(const struct net_header *h, const uint8_t *frame, size_t len, ui
 
 	uint32_t seq = l.proto == PROTO_TCP ? load_be32(frame + l.l4 + 4) : 0;
 	uint16_t id = l.v6 ? 0 : load_be16(frame + l.ip + 4);
-	uint8_t flags = frame[l.l4 + 13];
+	uint8_t flags = l.proto == PROTO_TCP ? frame[l.l4 + 13] : 0;
 	memcpy(out, frame, l.payload);
 	for (size_t at = l.payload; at < len; at += h->gso_size) {
 		size_t n = len - at < h->gso_size ? len - at : h->gso_size;

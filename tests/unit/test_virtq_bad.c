@@ -206,7 +206,17 @@ static void spoil_total(struct vbench *b)
 	t[4].len = 1;
 }
 
-enum { SPLIT_ONLY = 1, PACKED_ONLY = 2, NO_INDIRECT = 4 };
+/* One buffer in the ring, and a table as long as the queue: too long together. */
+static void spoil_indirect_sum(struct vbench *b)
+{
+	uint64_t table = vbench_alloc(b, 16 * SIZE, 16);
+	struct vdesc *t = vbench_hva(b, table);
+	for (unsigned i = 0; i < SIZE; i++)
+		t[i] = (struct vdesc){ 0x1000, 1, i + 1 < SIZE ? VDESC_NEXT : 0, (uint16_t)(i + 1) };
+	*vbench_desc(b, 0, 1) = (struct vdesc){ table, 16 * SIZE, VDESC_INDIRECT, 0 };
+}
+
+enum { SPLIT_ONLY = 1, PACKED_ONLY = 2, NO_INDIRECT = 4, EVENT_ONLY = 8 };
 static const struct bad {
 	const char *name;
 	void (*spoil)(struct vbench *b);
@@ -232,6 +242,7 @@ static const struct bad {
 	{ "indirect table across the end of RAM", spoil_indirect_end, 0, "not in RAM" },
 	{ "indirect table that wraps", spoil_indirect_wrap, 0, "not in RAM" },
 	{ "indirect table longer than the queue", spoil_indirect_long, 0, "longer than the queue" },
+	{ "buffers and indirect table longer than the queue", spoil_indirect_sum, SPLIT_ONLY, "more than 8" },
 	{ "indirect table of 4 GiB", spoil_indirect_huge, 0, "longer than the queue" },
 	{ "indirect with next", spoil_indirect_next, 0, "indirect table" },
 	{ "indirect inside indirect", spoil_indirect_nested, 0, "indirect table" },
@@ -350,6 +361,8 @@ static void test_setup(void **state)
 		{ "descriptors across the end", SIZE, VIRTQ_DESC, 0, RAM - 16 * (SIZE - 1), 0, "not in RAM" },
 		{ "driver area across the end", SIZE, VIRTQ_DRIVER, 0, RAM - 2 - 2 * SIZE, SPLIT_ONLY, "not in RAM" },
 		{ "device area across the end", SIZE, VIRTQ_DEVICE, 0, RAM - 8 * SIZE, SPLIT_ONLY, "not in RAM" },
+		{ "driver area with its event index across the end", SIZE, VIRTQ_DRIVER, 0, RAM - 4 - 2 * SIZE, SPLIT_ONLY | EVENT_ONLY, "not in RAM" },
+		{ "device area with its event index across the end", SIZE, VIRTQ_DEVICE, 0, RAM - 4 - 8 * SIZE, SPLIT_ONLY | EVENT_ONLY, "not in RAM" },
 		{ "descriptors that wrap", SIZE, VIRTQ_DESC, 0, UINT64_MAX - 15, 0, "not in RAM" },
 		{ "driver area that wraps", SIZE, VIRTQ_DRIVER, 0, UINT64_MAX - 3, 0, "not in RAM" },
 		{ "device area that wraps", SIZE, VIRTQ_DEVICE, 0, UINT64_MAX - 3, 0, "not in RAM" },
@@ -357,7 +370,7 @@ static void test_setup(void **state)
 	for (unsigned i = 0; i < sizeof(setups) / sizeof(setups[0]); i++)
 		for (unsigned k = 0; k < KINDS; k++) {
 			const struct setup *s = &setups[i];
-			if (s->how & (kinds[k] & PACKED ? SPLIT_ONLY : PACKED_ONLY))
+			if (s->how & (kinds[k] & PACKED ? SPLIT_ONLY : PACKED_ONLY) || (s->how & EVENT_ONLY && !(kinds[k] & EVENT)))
 				continue;
 			assert_true(vbench_negotiate(b, kinds[k]));
 			vbench_queue(b, 0, SIZE);

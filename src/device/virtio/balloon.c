@@ -232,7 +232,7 @@ void virtio_balloon_stats(struct virtio_device *d, struct balloon_stats *out)
 void virtio_balloon_set_target(struct virtio_device *d, uint64_t bytes)
 {
 	struct balloon *b = of(d);
-	uint64_t all = d->ram->size + atomic_load(&d->ram->room.bytes);
+	uint64_t all = d->ram->size;
 	uint64_t pages = bytes < all ? (all - bytes) >> PAGE_SHIFT : 0;
 	b->config.num_pages = pages < UINT32_MAX ? (uint32_t)pages : UINT32_MAX;
 	virtio_config_changed(d);

@@ -45,8 +45,8 @@ struct balloon_stats {
 
 int virtio_balloon_create(struct virtio_device **out, const struct virtio_host *host, struct error *err);
 
-/* Leave the guest `bytes` of the memory that it has now: the balloon is to hold the rest. More than there is deflates it. The guest
- * may take its time, or take memory back when it has none left. */
+/* Leave the guest `bytes` of the memory that it started with: the balloon is to hold the rest. More than that empties it. What
+ * virtio-mem adds does not count. The guest may take its time, or take memory back when it has none left. */
 void virtio_balloon_set_target(struct virtio_device *d, uint64_t bytes);
 
 /* What is known now. Asking makes the device ask the guest, now and once a second for a while; so ask again for fresh values. */

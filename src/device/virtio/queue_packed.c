@@ -134,7 +134,7 @@ bool virtq_packed_wants_interrupt(struct virtio_queue *q)
 	uint32_t event = __atomic_load_n((uint32_t *)q->driver, __ATOMIC_ACQUIRE);
 	if (EVENT_FLAGS(event) == EVENT_DISABLE)
 		return false;
-	if (EVENT_FLAGS(event) != EVENT_DESC || !q->event_idx || q->unsignaled >= q->size)
+	if (EVENT_FLAGS(event) != EVENT_DESC || !q->event_idx)
 		return true;
 	uint16_t at = EVENT_OFF(event);
 	if (EVENT_WRAP(event) != q->used_wrap)
