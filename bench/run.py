@@ -117,6 +117,10 @@ class Qemu(Vm):
 
 
 def memory_of(pid):
+    return memory_of_command(pid, MEMORY)
+
+
+def memory_of_command(pid, memory):
     """MiB of guest RAM touched, and of everything else the process has in RAM (from /proc/PID/smaps)."""
     guest = rest = 0
     is_guest = False
@@ -126,7 +130,7 @@ def memory_of(pid):
             if head:
                 size = int(head.group(2), 16) - int(head.group(1), 16)
                 # Ours is a memfd of that name; QEMU's is the mapping of exactly the guest's size.
-                is_guest = "memfd:guest-ram" in head.group(3) or size == MEMORY << 20
+                is_guest = "memfd:guest-ram" in head.group(3) or size >= memory << 20
             elif line.startswith("Rss:"):
                 kib = int(line.split()[1])
                 if is_guest:

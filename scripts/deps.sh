@@ -16,7 +16,7 @@ guest) need="cpio" ;;
 test)
 	need="cpio python3 python3-pytest python3-pexpect"
 	need="$need passt" # --net passt
-	need="$need nbdkit qemu-utils gnutls-bin" # peers of the NBD client
+	need="$need nbdkit qemu-utils gnutls-bin" # peers of the NBD client; qemu-img makes and judges qcow2 images
 	;;
 bench) need="cpio python3 qemu-system-x86" ;;
 demo) need="debootstrap e2fsprogs qemu-utils openssh-client zstd" ;;

@@ -58,6 +58,8 @@ ONLY = {
     "asm/kvm.h": ["accel/kvm"],
     "slirp/": ["net"],
     "liburing.h": ["block"],
+    "zlib.h": ["block/qcow2"],
+    "zstd.h": ["block/qcow2"],
     "Zydis/": ["cpu/x86", "accel/dbt"],
     "ucontext.h": ["accel", "cpu/x86"],  # host registers of a signal
 }

@@ -46,6 +46,7 @@ static const struct {
 	bool (*probe)(const uint8_t *head, size_t len); /* NULL: never guessed */
 } drivers[] = {
 	{ &block_file, NULL },
+	{ &block_qcow2, qcow2_probe },
 	{ &block_nbd, NULL },
 };
 

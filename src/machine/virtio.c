@@ -7,10 +7,13 @@
 
 #include "base/error.h"
 #include "base/keyval.h"
+#include "block/block.h"
 #include "device/virtio/balloon.h"
+#include "device/virtio/blk.h"
 #include "device/virtio/mem.h"
 #include "device/virtio/net.h"
 #include "device/virtio/rng.h"
+#include "device/virtio/vhost.h"
 #include "device/virtio/virtio.h"
 #include "device/virtio/virtio_transport.h"
 #include "machine/pc.h"
@@ -25,8 +28,12 @@
 struct machine_virtio {
 	const struct machine_config *config;
 	struct loop *loop;
-	unsigned nnets;
-	struct virtio_net_config net[MACHINE_MAX_NETS]; /* and the open backend */
+	unsigned ndisks, nnets, nshares;
+	struct virtio_blk_config disk[MACHINE_MAX_DISKS];    /* and the open image, or NULL: */
+	struct vhost_blk_config vhost_disk[MACHINE_MAX_DISKS]; /* somebody else serves this one */
+	struct virtio_net_config net[MACHINE_MAX_NETS];	     /* and the open backend, or NULL: */
+	struct vhost_net_config vhost_net[MACHINE_MAX_NETS]; /* somebody else serves this one */
+	struct share_config share[MACHINE_MAX_SHARES];
 	uint64_t memory; /* that the guest shall have, if somebody said so */
 	/* Of this boot: */
 	struct virtio_device *balloon, *mem; /* or NULL; also in a slot */
@@ -49,7 +56,10 @@ static int open_net(struct machine_virtio *v, const char *spec, struct error *er
 	int r = keyval_parse(&kv, "--net", spec, "type", err);
 	if (!r)
 		r = virtio_net_parse(c, &kv, v->config->name ? v->config->name : "vm", v->nnets, err);
-	if (!r)
+	const char *type = r ? NULL : keyval_get(&kv, "type");
+	if (!r && type && !strcmp(type, "vhost-user"))
+		r = vhost_net_parse(&v->vhost_net[v->nnets], &kv, c->mac, err);
+	else if (!r)
 		r = net_open(&net, &kv, v->loop, err);
 	if (!r)
 		r = keyval_finish(&kv, err);
@@ -62,6 +72,50 @@ static int open_net(struct machine_virtio *v, const char *spec, struct error *er
 	return 0;
 }
 
+static int open_disk(struct machine_virtio *v, const char *spec, struct error *err)
+{
+	struct keyval kv;
+	struct block *block = NULL;
+	if (v->ndisks == MACHINE_MAX_DISKS)
+		return error_set(err, EINVAL, "--disk: a machine takes at most %d disks", MACHINE_MAX_DISKS);
+	struct virtio_blk_config *c = &v->disk[v->ndisks];
+	int r = keyval_parse(&kv, "--disk", spec, "file", err);
+	if (!r && keyval_get(&kv, "vhost-user"))
+		r = vhost_blk_parse(&v->vhost_disk[v->ndisks], &kv, err);
+	else if (!r)
+		r = virtio_blk_parse(c, &kv, err);
+	if (!r && !keyval_get(&kv, "vhost-user"))
+		r = block_open(&block, &kv, v->loop, err);
+	if (!r)
+		r = keyval_finish(&kv, err);
+	if (r) {
+		block_close(block);
+		return r;
+	}
+	if (!c->queues)
+		c->queues = v->config->ncpus < VIRTIO_BLK_MAX_QUEUES ? v->config->ncpus : VIRTIO_BLK_MAX_QUEUES;
+	c->block = block;
+	v->ndisks++;
+	return 0;
+}
+
+static int open_share(struct machine_virtio *v, const char *spec, struct error *err)
+{
+	struct keyval kv;
+	char tag[16];
+	if (v->nshares == MACHINE_MAX_SHARES)
+		return error_set(err, EINVAL, "--share: a machine takes at most %d shared folders", MACHINE_MAX_SHARES);
+	snprintf(tag, sizeof(tag), "share%u", v->nshares);
+	int r = keyval_parse(&kv, "--share", spec, "path", err);
+	if (!r)
+		r = share_parse(&v->share[v->nshares], &kv, tag, err);
+	if (!r)
+		r = keyval_finish(&kv, err);
+	if (!r)
+		v->nshares++;
+	return r;
+}
+
 int machine_virtio_open(struct machine_virtio **out, const struct machine_config *config, struct loop *loop, struct error *err)
 {
 	struct machine_virtio *v = calloc(1, sizeof(*v));
@@ -70,8 +124,12 @@ int machine_virtio_open(struct machine_virtio **out, const struct machine_config
 	v->config = config;
 	v->loop = loop;
 	int r = 0;
+	for (unsigned i = 0; !r && i < config->ndisks; i++)
+		r = open_disk(v, config->disks[i], err);
 	for (unsigned i = 0; !r && i < config->nnets; i++)
 		r = open_net(v, config->nets[i], err);
+	for (unsigned i = 0; !r && i < config->nshares; i++)
+		r = open_share(v, config->shares[i], err);
 	if (r) {
 		machine_virtio_close(v);
 		return r;
@@ -86,7 +144,9 @@ void machine_virtio_close(struct machine_virtio *v)
 		return;
 	machine_virtio_tear_down(v);
 	while (v->nnets)
-		net_close(v->net[--v->nnets].net);
+		net_close(v->net[--v->nnets].net); /* NULL: nothing */
+	while (v->ndisks)
+		block_close(v->disk[--v->ndisks].block);
 	free(v);
 }
 
@@ -117,9 +177,23 @@ int machine_virtio_build(struct machine_virtio *v, struct guest_ram *ram, struct
 	struct virtio_device *device;
 	int r = 0;
 
+	for (unsigned i = 0; !r && i < v->ndisks; i++) {
+		snprintf(name, sizeof(name), "disk%u", i);
+		r = v->disk[i].block ? virtio_blk_create(&device, &v->disk[i], &host, err)
+				     : virtio_vhost_blk_create(&device, &v->vhost_disk[i], &host, err);
+		if (!r)
+			r = plug(v, device, bus, err);
+	}
 	for (unsigned i = 0; !r && i < v->nnets; i++) {
 		snprintf(name, sizeof(name), "net%u", i);
-		r = virtio_net_create(&device, &v->net[i], &host, err);
+		r = v->net[i].net ? virtio_net_create(&device, &v->net[i], &host, err)
+				  : virtio_vhost_net_create(&device, &v->vhost_net[i], &host, err);
+		if (!r)
+			r = plug(v, device, bus, err);
+	}
+	for (unsigned i = 0; !r && i < v->nshares; i++) {
+		snprintf(name, sizeof(name), "share%u", i);
+		r = virtio_share_create(&device, &v->share[i], &host, err);
 		if (!r)
 			r = plug(v, device, bus, err);
 	}
@@ -157,6 +231,8 @@ int machine_virtio_memory(struct machine_virtio *v, uint64_t size, struct error 
 	if (more && !v->mem)
 		return error_set(err, EINVAL, "more than this VM's memory of %lluM; start it with --memory %lluM,max=SIZE for more",
 				 (unsigned long long)(start >> 20), (unsigned long long)(start >> 20));
+	if (more > v->config->memory_max - start)
+		return error_set(err, EINVAL, "more than this VM can have; at most %lluM", (unsigned long long)(v->config->memory_max >> 20));
 	if (size < start && !v->balloon)
 		return error_set(err, ENODEV, "this VM has no balloon; start it with --balloon on");
 	int r = v->mem ? virtio_mem_set_requested(v->mem, more, err) : 0;

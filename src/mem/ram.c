@@ -59,7 +59,7 @@ int ram_create_room(struct guest_ram *ram, uint64_t size, uint64_t room, struct 
 				 (unsigned long long)room);
 	/* The room starts on a huge page in host memory too. */
 	uint64_t mapped = room ? align_up(size, HUGE_SIZE) + room : size;
-	int fd = memfd_create("guest-ram", MFD_CLOEXEC);
+	int fd = memfd_create("guest-ram", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	if (fd < 0)
 		return error_set(err, errno, "cannot create guest memory (memfd_create): %s", strerror(errno));
 	if (ftruncate(fd, (off_t)mapped) < 0) {
@@ -68,6 +68,8 @@ int ram_create_room(struct guest_ram *ram, uint64_t size, uint64_t room, struct 
 		return error_set(err, code, "cannot size guest memory to %llu MiB: %s; give less memory",
 				 (unsigned long long)(mapped >> 20), strerror(code));
 	}
+	/* A vhost-user back end gets this descriptor; one that made the file smaller would kill us at the next access. */
+	fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_SEAL);
 	uint8_t *base = map_aligned(fd, mapped);
 	if (!base) {
 		int code = errno;

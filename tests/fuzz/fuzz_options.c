@@ -25,7 +25,7 @@ static unsigned pick(unsigned n)
 /* Words near the grammar's edges; random bytes are mixed in below. */
 static const char *const words[] = {
 	"--accel", "--kernel", "--initrd", "--append", "--memory", "--cpus", "--serial", "--no-reboot", "--verbose", "--debug",
-	"--code-cache", "--memory=", "--memory=512M", "--memory=18446744073709551615K", "--cpus=1", "--cpus=16", "--cpus=-1",
+	"--code-cache", "--memory=", "--memory=512M", "--memory=512M,max=4G", "--memory=1G,max=", "--memory=18446744073709551615K", "--cpus=1", "--cpus=16", "--cpus=-1",
 	"--serial=file:", "--serial=stdio", "--debug=one-insn,", "--debug=,", "--=", "--", "-", "", "auto", "dbt", "512M", "2G",
 	"99999999999999999999", "0", "1", "file:x", "none", "x", "one-insn,tiny-tlb", "--kernell", "--no-reboot=1", "0x10", "1e3", "16M ",
 };
@@ -58,7 +58,7 @@ static int one_round(void)
 		return complain("refused without a sentence", argc, argv);
 	if (r == 0 && !o.help) {
 		if (!o.kernel || o.cpus < 1 || o.cpus > MACHINE_MAX_CPUS || o.memory < 16u << 20 || o.memory > MACHINE_MAX_MEMORY ||
-		    o.memory % (1u << 20))
+		    o.memory % (1u << 20) || (o.memory_max && o.memory_max <= o.memory))
 			return complain("accepted what it must refuse", argc, argv);
 	}
 	return 0;

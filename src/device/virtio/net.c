@@ -146,6 +146,7 @@ static void transmit_queue(struct virtio_net *v, unsigned pair)
 	if (v->tx_waits[pair])
 		return;
 	do {
+		unsigned before = round;
 		virtq_no_notify(queue);
 		struct virtio_chain *c;
 		while (round < TX_A_ROUND && (c = virtq_pop(queue))) {
@@ -162,7 +163,8 @@ static void transmit_queue(struct virtio_net *v, unsigned pair)
 			virtq_push(queue, c, 0);
 			round++;
 		}
-		net_flush(v->net);
+		if (round != before)
+			net_flush(v->net);
 		virtq_notify(queue);
 		if (v->tx_waits[pair])
 			return;

@@ -81,7 +81,6 @@ void virtio_broken(struct virtio_device *d, const char *format, ...)
 {
 	if (d->status & VIRTIO_STATUS_NEEDS_RESET || d->resetting)
 		return;
-	d->status |= VIRTIO_STATUS_NEEDS_RESET;
 	if (++d->faults <= FAULTS_LOGGED) {
 		char text[256];
 		va_list args;
@@ -91,6 +90,14 @@ void virtio_broken(struct virtio_device *d, const char *format, ...)
 		log_warn("%s %s: the guest's driver broke the rules of virtio, the device waits for its reset: %s%s", d->ops->name, d->name, text,
 			 d->faults == FAULTS_LOGGED ? " (the last time that this is reported)" : "");
 	}
+	virtio_needs_reset(d);
+}
+
+void virtio_needs_reset(struct virtio_device *d)
+{
+	if (d->status & VIRTIO_STATUS_NEEDS_RESET || d->resetting)
+		return;
+	d->status |= VIRTIO_STATUS_NEEDS_RESET;
 	config_interrupt(d); /* 2.1.2 */
 }
 

@@ -159,6 +159,8 @@ bool virtio_is_live(const struct virtio_device *d);
 void virtio_config_changed(struct virtio_device *d);
 /* The driver broke the rules beyond a single request: DEVICE_NEEDS_RESET, one log line (the first until the next reset). */
 __attribute__((format(printf, 2, 3))) void virtio_broken(struct virtio_device *d, const char *format, ...);
+/* The device cannot go on, through no fault of the driver: DEVICE_NEEDS_RESET; the caller says why. */
+void virtio_needs_reset(struct virtio_device *d);
 /* What ops->reset and ops->queue_reset promised is done. */
 void virtio_reset_done(struct virtio_device *d);
 void virtio_queue_reset_done(struct virtio_device *d, unsigned q);

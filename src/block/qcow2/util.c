@@ -1,0 +1,201 @@
+/* Transfers that finish, iovecs, sets of clusters, and the one line about a corrupt image. */
+#include "block/qcow2/image.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/log.h"
+
+#define BITMAP_MAX (1ull << 28) /* clusters; above, nothing is recorded: 32 MiB are the limit */
+#define DIRECT_ALIGN 4096u
+#define DIRECT_MEMORY 511u
+
+int qcow2_file_readv(int fd, const struct iovec *iov, unsigned niov, uint64_t offset)
+{
+	for (unsigned i = 0; i < niov;) {
+		unsigned n = niov - i < IOV_MAX ? niov - i : IOV_MAX;
+		ssize_t got = preadv(fd, iov + i, (int)n, (off_t)offset);
+		if (got < 0 && errno == EINTR)
+			continue;
+		if (got < 0)
+			return -errno;
+		offset += (uint64_t)got;
+		while (n && (uint64_t)got >= iov[i].iov_len) {
+			got -= (ssize_t)iov[i].iov_len;
+			i++;
+			n--;
+		}
+		if (!n)
+			continue;
+		/* A short read: the rest of this buffer, then whole ones again. At the end of the file all that is left is zero. */
+		uint8_t *p = (uint8_t *)iov[i].iov_base + got;
+		size_t left = iov[i].iov_len - (size_t)got;
+		while (left) {
+			ssize_t m = pread(fd, p, left, (off_t)offset);
+			if (m < 0 && errno == EINTR)
+				continue;
+			if (m < 0)
+				return -errno;
+			if (!m) {
+				memset(p, 0, left);
+				for (i++; i < niov; i++)
+					memset(iov[i].iov_base, 0, iov[i].iov_len);
+				return 0;
+			}
+			p += m;
+			left -= (size_t)m;
+			offset += (uint64_t)m;
+		}
+		i++;
+	}
+	return 0;
+}
+
+int qcow2_file_writev(int fd, const struct iovec *iov, unsigned niov, uint64_t offset)
+{
+	for (unsigned i = 0; i < niov;) {
+		unsigned n = niov - i < IOV_MAX ? niov - i : IOV_MAX;
+		ssize_t put = pwritev(fd, iov + i, (int)n, (off_t)offset);
+		if (put < 0 && errno == EINTR)
+			continue;
+		if (put < 0)
+			return -errno;
+		offset += (uint64_t)put;
+		while (n && (uint64_t)put >= iov[i].iov_len) {
+			put -= (ssize_t)iov[i].iov_len;
+			i++;
+			n--;
+		}
+		if (!n)
+			continue;
+		const uint8_t *p = (const uint8_t *)iov[i].iov_base + put;
+		size_t left = iov[i].iov_len - (size_t)put;
+		while (left) {
+			ssize_t m = pwrite(fd, p, left, (off_t)offset);
+			if (m < 0 && errno == EINTR)
+				continue;
+			if (m <= 0)
+				return m ? -errno : -ENOSPC;
+			p += m;
+			left -= (size_t)m;
+			offset += (uint64_t)m;
+		}
+		i++;
+	}
+	return 0;
+}
+
+int qcow2_file_read(int fd, void *buf, size_t len, uint64_t offset)
+{
+	struct iovec iov = { buf, len };
+	return qcow2_file_readv(fd, &iov, 1, offset);
+}
+
+int qcow2_file_write(int fd, const void *buf, size_t len, uint64_t offset)
+{
+	struct iovec iov = { (void *)(uintptr_t)buf, len };
+	return qcow2_file_writev(fd, &iov, 1, offset);
+}
+
+int qcow2_data_fd(const struct qcow2 *q, const struct iovec *iov, unsigned niov, uint64_t offset, uint64_t len)
+{
+	if (q->direct_fd < 0 || ((offset | len) & (DIRECT_ALIGN - 1)) || offset + len > atomic_load_explicit(&q->file_end, memory_order_relaxed))
+		return q->fd;
+	for (unsigned i = 0; i < niov; i++) {
+		if (((uintptr_t)iov[i].iov_base | iov[i].iov_len) & DIRECT_MEMORY)
+			return q->fd;
+	}
+	return q->direct_fd;
+}
+
+unsigned qcow2_iov_slice(struct iovec *out, const struct iovec *iov, unsigned niov, uint64_t offset, uint64_t len)
+{
+	unsigned n = 0;
+	for (unsigned i = 0; i < niov && len; i++) {
+		if (offset >= iov[i].iov_len) {
+			offset -= iov[i].iov_len;
+			continue;
+		}
+		uint64_t part = iov[i].iov_len - offset;
+		if (part > len)
+			part = len;
+		out[n++] = (struct iovec){ (uint8_t *)iov[i].iov_base + offset, part };
+		len -= part;
+		offset = 0;
+	}
+	return n;
+}
+
+void qcow2_iov_fill(const struct iovec *iov, unsigned niov, uint64_t offset, const void *from, uint64_t len)
+{
+	const uint8_t *p = from;
+	for (unsigned i = 0; i < niov && len; i++) {
+		if (offset >= iov[i].iov_len) {
+			offset -= iov[i].iov_len;
+			continue;
+		}
+		uint64_t part = iov[i].iov_len - offset;
+		if (part > len)
+			part = len;
+		uint8_t *to = (uint8_t *)iov[i].iov_base + offset;
+		if (p) {
+			memcpy(to, p, part);
+			p += part;
+		} else {
+			memset(to, 0, part);
+		}
+		len -= part;
+		offset = 0;
+	}
+}
+
+void qcow2_bitmap_set(struct qcow2_bitmap *b, uint64_t first, uint64_t n, bool on)
+{
+	for (uint64_t c = first; c < first + n && c < BITMAP_MAX; c++) {
+		if (c / 64 >= b->nwords) {
+			if (!on)
+				return;
+			uint64_t room = c / 64 + 1 + b->nwords;
+			uint64_t *w = realloc(b->words, room * 8);
+			if (!w)
+				return; /* a check less */
+			memset(w + b->nwords, 0, (room - b->nwords) * 8);
+			b->words = w;
+			b->nwords = room;
+		}
+		uint64_t bit = 1ull << (c & 63);
+		if (on)
+			b->words[c / 64] |= bit;
+		else
+			b->words[c / 64] &= ~bit;
+	}
+}
+
+bool qcow2_bitmap_any(const struct qcow2_bitmap *b, uint64_t first, uint64_t n)
+{
+	for (uint64_t c = first; c < first + n && c / 64 < b->nwords; c++) {
+		if (b->words[c / 64] >> (c & 63) & 1)
+			return true;
+	}
+	return false;
+}
+
+int qcow2_corrupt(struct qcow2 *q, bool writes, const char *fmt, ...)
+{
+	if (!atomic_exchange(&q->told, true)) {
+		char text[256];
+		va_list ap;
+		va_start(ap, fmt);
+		vsnprintf(text, sizeof(text), fmt, ap);
+		va_end(ap);
+		log_error("%s: the qcow2 image is corrupt: %s; %s; stop the guest and repair it with: qemu-img check -r all FILE", q->what, text,
+			  writes && !q->p.read_only ? "it takes no more writes" : "reads of that part fail");
+	}
+	if (writes && !q->p.read_only && !atomic_exchange(&q->corrupt, true) && q->f.version >= 3)
+		qcow2_set_header_u64(q, QCOW2_AT_INCOMPATIBLE, q->f.incompatible | QCOW2_INCOMPAT_CORRUPT);
+	return -EIO;
+}
