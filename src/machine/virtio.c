@@ -292,13 +292,13 @@ int machine_virtio_build(struct machine_virtio *v, struct guest_ram *ram, const 
 		snprintf(name, sizeof(name), "console");
 		r = virtio_console_create(&device, &host, v->port, v->nports, err);
 		if (!r)
-			r = plug(v, device, bus, err);
+			r = plug(v, device, (struct front){ 0 }, buses, err);
 	}
 	if (!r && v->vsock) {
 		snprintf(name, sizeof(name), "vsock");
 		r = virtio_vsock_create(&device, &host, v->vsock, err);
 		if (!r)
-			r = plug(v, device, bus, err);
+			r = plug(v, device, (struct front){ 0 }, buses, err);
 	}
 	if (!r && v->config->rng) {
 		snprintf(name, sizeof(name), "rng");
