@@ -1,15 +1,27 @@
 #!/bin/sh
 # Install the Debian packages that a step needs and that are not there yet, saying which.
-# Usage: scripts/deps.sh build|guest|test|bench
+# Usage: scripts/deps.sh build|guest|test|bench|demo
 set -eu
 
 case "${1:-}" in
-build) need="build-essential meson ninja-build pkg-config libzydis-dev libcmocka-dev acpica-tools" ;;
+build)
+	need="build-essential meson ninja-build pkg-config libzydis-dev libcmocka-dev acpica-tools"
+	need="$need libslirp-dev" # --net user
+	need="$need libnbd-dev"	  # --disk nbd://...
+	need="$need liburing-dev" # asynchronous file I/O
+	need="$need zlib1g-dev libzstd-dev" # compressed qcow2 clusters
+	need="$need libjansson-dev" # the control socket's JSON
+	;;
 guest) need="cpio" ;;
-test) need="cpio python3 python3-pytest python3-pexpect" ;;
+test)
+	need="cpio python3 python3-pytest python3-pexpect"
+	need="$need passt" # --net passt
+	need="$need nbdkit qemu-utils gnutls-bin" # peers of the NBD client
+	;;
 bench) need="cpio python3 qemu-system-x86" ;;
+demo) need="debootstrap e2fsprogs qemu-utils openssh-client zstd" ;;
 *)
-	echo "usage: scripts/deps.sh build|guest|test|bench" >&2
+	echo "usage: scripts/deps.sh build|guest|test|bench|demo" >&2
 	exit 2
 	;;
 esac

@@ -17,6 +17,7 @@ mkdir -p "$guest"
 MODULES="virtio virtio_ring virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_mmio
 	virtio_blk failover net_failover virtio_net virtio_console virtio_balloon virtio-rng virtio_mem
 	vsock vmw_vsock_virtio_transport_common vmw_vsock_virtio_transport fuse virtiofs
+	button evdev
 	crc16 libcrc32c crc32c_generic crc32c-intel mbcache jbd2 ext4 overlay"
 
 say() { echo "guest: $*" >&2; }

@@ -29,7 +29,7 @@ for kernel in "$guest"/vmlinuz-*; do
 	done
 done
 inputs="$(readlink "$guest/busybox")$modules"
-if newer "$guest/initrd.img" "$guest/busybox" "$guest/bench" scripts/guest-init scripts/mkinitramfs.sh ||
+if newer "$guest/initrd.img" "$guest/busybox" "$guest/bench" scripts/guest-init scripts/mkinitramfs.sh scripts/fetch-guest.sh ||
 	[ "$inputs" != "$(cat "$guest/initrd.inputs" 2>/dev/null)" ]; then
 	echo "guest: building the initramfs" >&2
 	# shellcheck disable=SC2086 # a list of directories; .cache has no spaces where make works

@@ -40,16 +40,23 @@ MAY_INCLUDE = {
     "irqchip": ["base"] + VM_LOWER,
     "chardev": ["base"] + VM_LOWER,
     "device": ["base", "mem", "chardev"] + VM_LOWER,
+    "device/virtio": ["base", "mem", "pci", "block", "net", "chardev"] + VM_LOWER,
+    "block": ["base"] + VM_LOWER,
+    "net": ["base"] + VM_LOWER,
     "pci": ["base", "mem"] + VM_LOWER,
     "load": ["base", "mem"],
-    "machine": ["base", "mem", "cpu", "vm", "accel/accel.h", "guestabi", "irqchip", "chardev", "device", "pci", "load"],
-    "cli": ["base", "machine", "accel/accel.h", "accel/kvm/probe.h", "chardev/terminal.h"],
+    "machine": ["base", "mem", "cpu", "vm", "accel/accel.h", "guestabi", "irqchip", "chardev", "device", "pci",
+                "block", "net", "load"],
+    "control": ["base", "machine"] + VM_LOWER,
+    "cli": ["base", "machine", "control", "accel/accel.h", "accel/kvm/probe.h", "chardev/terminal.h"],
 }
 
 # System headers that only one folder may know.
 ONLY = {
+    "jansson.h": ["control", "cli"],
     "linux/kvm.h": ["accel/kvm"],
     "asm/kvm.h": ["accel/kvm"],
+    "slirp/": ["net"],
     "Zydis/": ["cpu/x86", "accel/dbt"],
     "ucontext.h": ["accel", "cpu/x86"],  # host registers of a signal
 }

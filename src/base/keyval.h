@@ -29,11 +29,14 @@ struct keyval {
 	const char *asked[64];
 };
 
-/* Split `spec`. If `first` is not NULL, a first part without '=' is the value of key `first`. -EINVAL, -E2BIG. */
+/* Split `spec`. If `first` is not NULL, a first part without '=', or with what cannot be a key before it (a URI's query, a path), is the
+ * value of key `first`. -EINVAL, -E2BIG. Keys that are asked for later are kept by pointer: give literals. */
 int keyval_parse(struct keyval *kv, const char *option, const char *spec, const char *first, struct error *err);
 
 /* The value of `key`, or NULL if it is not there. A bare flag gives "". A key given twice: the last one counts. */
 const char *keyval_get(struct keyval *kv, const char *key);
+/* For keys that may be repeated: the value of the one number n (from 0), or NULL. */
+const char *keyval_nth(struct keyval *kv, const char *key, unsigned n);
 
 /* Typed: *out keeps its value if the key is not there. 0 or -EINVAL/-ERANGE with err. */
 int keyval_bool(struct keyval *kv, const char *key, bool *out, struct error *err); /* on, off, yes, no, true, false or bare */

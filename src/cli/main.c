@@ -1,16 +1,23 @@
 /* The trapline program: which command, and what it returns. */
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "cli/commands.h"
 #include "cli/doctor.h"
 #include "cli/options.h"
 #include "cli/run.h"
 
 static const char usage[] = "usage: trapline run --kernel FILE [options]   run a virtual machine\n"
+			    "       trapline ls                           list the running VMs\n"
+			    "       trapline stop NAME                    shut a VM down, by force if need be\n"
+			    "       trapline console NAME                 connect to a VM's serial port\n"
+			    "       trapline stats NAME                   what a VM counts: exits, I/O, memory\n"
+			    "       trapline balloon NAME SIZE            set how much memory a guest shall have\n"
 			    "       trapline doctor                       what this host offers, and what --accel auto takes\n"
-			    "       trapline help [run|doctor]            this text, or that of a command\n"
+			    "       trapline help [COMMAND]               this text, or that of a command\n"
 			    "       trapline --version                    the version\n";
 
 static const char doctor_usage[] =
@@ -36,10 +43,6 @@ static int command_run(int argc, char **argv)
 
 static int command_doctor(int argc, char **argv)
 {
-	if (argc > 0 && (!strcmp(argv[0], "--help") || !strcmp(argv[0], "-h"))) {
-		fputs(doctor_usage, stdout);
-		return 0;
-	}
 	if (argc > 0) {
 		fprintf(stderr, "trapline: doctor takes no arguments; leave out \"%s\"\n", argv[0]);
 		return 2;
@@ -48,20 +51,7 @@ static int command_doctor(int argc, char **argv)
 	return doctor_print(stdout);
 }
 
-static int command_help(int argc, char **argv)
-{
-	if (argc == 0)
-		fputs(usage, stdout);
-	else if (!strcmp(argv[0], "run"))
-		options_print_help(stdout);
-	else if (!strcmp(argv[0], "doctor"))
-		fputs(doctor_usage, stdout);
-	else {
-		fprintf(stderr, "trapline: no help for \"%s\"; the commands are run and doctor\n", argv[0]);
-		return 2;
-	}
-	return 0;
-}
+static int command_help(int argc, char **argv);
 
 static int command_version(int argc, char **argv)
 {
@@ -74,11 +64,56 @@ static int command_version(int argc, char **argv)
 static const struct command {
 	const char *name;
 	int (*run)(int argc, char **argv); /* the arguments after the name; returns the exit status */
+	const char *usage;		   /* NULL: it has none, or prints it itself */
 } commands[] = {
-	{ "run", command_run },		{ "doctor", command_doctor },	{ "help", command_help },
-	{ "--help", command_help },	{ "-h", command_help },		{ "version", command_version },
-	{ "--version", command_version },
+	{ "run", command_run, NULL },
+	{ "ls", command_ls, ls_usage },
+	{ "stop", command_stop, stop_usage },
+	{ "console", command_console, console_usage },
+	{ "stats", command_stats, stats_usage },
+	{ "balloon", command_balloon, balloon_usage },
+	{ "doctor", command_doctor, doctor_usage },
+	{ "help", command_help, NULL },
+	{ "--help", command_help, NULL },
+	{ "-h", command_help, NULL },
+	{ "version", command_version, NULL },
+	{ "--version", command_version, NULL },
 };
+
+static const struct command *find_command(const char *name)
+{
+	for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]); i++)
+		if (!strcmp(name, commands[i].name))
+			return &commands[i];
+	return NULL;
+}
+
+static int command_help(int argc, char **argv)
+{
+	if (argc == 0) {
+		fputs(usage, stdout);
+		return 0;
+	}
+	const struct command *c = find_command(argv[0]);
+	if (c && c->run == command_run) {
+		options_print_help(stdout);
+	} else if (c && c->usage) {
+		fputs(c->usage, stdout);
+	} else {
+		fprintf(stderr, "trapline: no help for \"%s\"; the commands are run, ls, stop, console, stats, balloon and doctor\n", argv[0]);
+		return 2;
+	}
+	return 0;
+}
+
+/* Help wins over everything, also over mistakes. */
+static bool wants_help(int argc, char **argv)
+{
+	for (int i = 0; i < argc; i++)
+		if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h"))
+			return true;
+	return false;
+}
 
 int main(int argc, char **argv)
 {
@@ -86,10 +121,15 @@ int main(int argc, char **argv)
 		fputs(usage, stderr);
 		return 2;
 	}
-	for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]); i++) {
-		if (!strcmp(argv[1], commands[i].name))
-			return commands[i].run(argc - 2, argv + 2);
+	const struct command *c = find_command(argv[1]);
+	if (!c) {
+		fprintf(stderr, "trapline: \"%s\" is not a command; the commands are run, ls, stop, console, stats, balloon, doctor and help\n",
+			argv[1]);
+		return 2;
 	}
-	fprintf(stderr, "trapline: \"%s\" is not a command; the commands are run, doctor and help\n", argv[1]);
-	return 2;
+	if (c->usage && wants_help(argc - 2, argv + 2)) {
+		fputs(c->usage, stdout);
+		return 0;
+	}
+	return c->run(argc - 2, argv + 2);
 }

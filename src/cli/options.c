@@ -9,52 +9,13 @@
 
 #include "accel/accel.h"
 #include "base/error.h"
+#include "base/keyval.h"
+#include "control/runtime.h"
 #include "machine/pc.h"
 
 #define OPTIONS_MIN_MEMORY (16ull << 20)
 #define OPTIONS_MIN_CODE_CACHE (64ull << 10)
 #define OPTIONS_MAX_CODE_CACHE (1ull << 30) /* rel32 must reach across it */
-
-int options_parse_size(const char *text, uint64_t *bytes)
-{
-	uint64_t v = 0;
-	const char *p = text;
-	for (; *p >= '0' && *p <= '9'; p++) {
-		if (__builtin_mul_overflow(v, (uint64_t)10, &v) || __builtin_add_overflow(v, (uint64_t)(*p - '0'), &v))
-			return -ERANGE;
-	}
-	if (p == text)
-		return -EINVAL;
-	unsigned shift = 0;
-	switch (*p) {
-	case '\0':
-		break;
-	case 'k':
-	case 'K':
-		shift = 10;
-		break;
-	case 'm':
-	case 'M':
-		shift = 20;
-		break;
-	case 'g':
-	case 'G':
-		shift = 30;
-		break;
-	case 't':
-	case 'T':
-		shift = 40;
-		break;
-	default:
-		return -EINVAL;
-	}
-	if (shift && p[1] != '\0')
-		return -EINVAL;
-	if (v > UINT64_MAX >> shift)
-		return -ERANGE;
-	*bytes = v << shift;
-	return 0;
-}
 
 static int parse_accel(struct run_options *o, const char *value, struct error *err)
 {
@@ -92,10 +53,11 @@ static int parse_append(struct run_options *o, const char *value, struct error *
 	return 0;
 }
 
-static int parse_memory(struct run_options *o, const char *value, struct error *err)
+/* A size of memory in whole MiB, out of the option's `value`. */
+static int memory_size(const char *value, const char *text, uint64_t *out, struct error *err)
 {
 	uint64_t bytes;
-	int r = options_parse_size(value, &bytes);
+	int r = keyval_parse_size(text, &bytes);
 	if (r == -EINVAL)
 		return error_set(err, EINVAL, "--memory %s: not a size; write for example 512M or 2G", value);
 	if (r == -ERANGE || bytes > MACHINE_MAX_MEMORY)
@@ -106,7 +68,26 @@ static int parse_memory(struct run_options *o, const char *value, struct error *
 				 value, (uint64_t)(OPTIONS_MIN_MEMORY >> 20));
 	if (bytes & ((1u << 20) - 1))
 		return error_set(err, EINVAL, "--memory %s: not a whole number of MiB; write for example 512M", value);
-	o->memory = bytes;
+	*out = bytes;
+	return 0;
+}
+
+static int parse_memory(struct run_options *o, const char *value, struct error *err)
+{
+	struct keyval kv;
+	int r = keyval_parse(&kv, "--memory", value, "size", err);
+	const char *size = r ? NULL : keyval_get(&kv, "size"), *max = r ? NULL : keyval_get(&kv, "max");
+	if (!r)
+		r = memory_size(value, size ? size : "", &o->memory, err);
+	if (!r && max)
+		r = memory_size(value, max, &o->memory_max, err);
+	if (!r)
+		r = keyval_finish(&kv, err);
+	if (r)
+		return r;
+	if (max && (o->memory_max <= o->memory || (o->memory_max - o->memory) % (2u << 20)))
+		return error_set(err, EINVAL, "--memory %s: max= has to be more than the memory at the start, by a multiple of 2M; write for example 512M,max=4G",
+				 value);
 	return 0;
 }
 
@@ -128,9 +109,81 @@ static int parse_serial(struct run_options *o, const char *value, struct error *
 {
 	if (!strcmp(value, "file:"))
 		return error_set(err, EINVAL, "--serial file: without a path; write --serial file:PATH");
-	if (strcmp(value, "stdio") && strcmp(value, "none") && strncmp(value, "file:", 5))
-		return error_set(err, EINVAL, "--serial %s: no such kind; choose stdio, file:PATH or none", value);
+	if (strcmp(value, "stdio") && strcmp(value, "socket") && strcmp(value, "none") && strncmp(value, "file:", 5))
+		return error_set(err, EINVAL, "--serial %s: no such kind; choose stdio, socket, file:PATH or none", value);
 	o->serial = value;
+	return 0;
+}
+
+static int parse_name(struct run_options *o, const char *value, struct error *err)
+{
+	if (!runtime_name_ok(value))
+		return error_set(err, EINVAL, "--name %s: not a name; use 1 to %d letters, digits, \".\", \"_\" or \"-\", the first a letter or digit",
+				 value, RUNTIME_NAME_MAX);
+	o->name = value;
+	return 0;
+}
+
+/* The options whose values machine/virtio.c and the modules behind it take apart: here they are only counted. */
+static int collect(const char *option, const char **list, unsigned *n, unsigned max, const char *value, struct error *err)
+{
+	if (!*value)
+		return error_set(err, EINVAL, "--%s is empty; trapline help run shows how to write it", option);
+	if (*n == max)
+		return error_set(err, EINVAL, "--%s is given more than %u times; a VM has at most %u of them", option, max, max);
+	list[(*n)++] = value;
+	return 0;
+}
+
+static int parse_disk(struct run_options *o, const char *value, struct error *err)
+{
+	return collect("disk", o->disks, &o->ndisks, MACHINE_MAX_DISKS, value, err);
+}
+
+static int parse_net(struct run_options *o, const char *value, struct error *err)
+{
+	return collect("net", o->nets, &o->nnets, MACHINE_MAX_NETS, value, err);
+}
+
+static int parse_share(struct run_options *o, const char *value, struct error *err)
+{
+	return collect("share", o->shares, &o->nshares, MACHINE_MAX_SHARES, value, err);
+}
+
+static int parse_vsock(struct run_options *o, const char *value, struct error *err)
+{
+	if (!*value)
+		return error_set(err, EINVAL, "--vsock is empty; trapline help run shows how to write it");
+	o->vsock = value;
+	return 0;
+}
+
+/* "on", "off", or "on,key=value...": *out is the value, or NULL for "off". */
+static int parse_switch(const char *option, const char **out, const char *value, struct error *err)
+{
+	size_t len = strcspn(value, ",");
+	bool on = len == 2 && !strncmp(value, "on", 2);
+	if (!on && strcmp(value, "off"))
+		return error_set(err, EINVAL, "--%s %s: write --%s on or --%s off", option, value, option, option);
+	*out = on ? value : NULL;
+	return 0;
+}
+
+static int parse_balloon(struct run_options *o, const char *value, struct error *err)
+{
+	return parse_switch("balloon", &o->balloon, value, err);
+}
+
+static int parse_rng(struct run_options *o, const char *value, struct error *err)
+{
+	return parse_switch("rng", &o->rng, value, err);
+}
+
+static int parse_detach(struct run_options *o, const char *value, struct error *err)
+{
+	(void)value;
+	(void)err;
+	o->detach = true;
 	return 0;
 }
 
@@ -173,7 +226,7 @@ static int parse_debug(struct run_options *o, const char *value, struct error *e
 static int parse_code_cache(struct run_options *o, const char *value, struct error *err)
 {
 	uint64_t bytes;
-	if (options_parse_size(value, &bytes) || bytes < OPTIONS_MIN_CODE_CACHE || bytes > OPTIONS_MAX_CODE_CACHE)
+	if (keyval_parse_size(value, &bytes) || bytes < OPTIONS_MIN_CODE_CACHE || bytes > OPTIONS_MAX_CODE_CACHE)
 		return error_set(err, EINVAL, "--code-cache %s: not a usable size; give 64K to 1G, for example 32M", value);
 	o->code_cache = bytes;
 	return 0;
@@ -200,6 +253,7 @@ struct option {
 	const char *argument; /* NULL: takes none */
 	const char *help;     /* NULL: a tool of the developers, documented in the manual page */
 	int (*parse)(struct run_options *o, const char *value, struct error *err);
+	bool repeat; /* may be given more than once */
 };
 
 static const struct option options[] = {
@@ -207,9 +261,17 @@ static const struct option options[] = {
 	{ "kernel", "FILE", "the kernel: bzImage, ELF with a PVH entry, or multiboot", parse_kernel },
 	{ "initrd", "FILE", "the initial ramdisk", parse_initrd },
 	{ "append", "STRING", "the kernel command line, e.g. \"console=ttyS0\"", parse_append },
-	{ "memory", "SIZE", "RAM, e.g. 512M or 2G (default 512M)", parse_memory },
+	{ "memory", "SIZE[,max=SIZE]", "RAM, e.g. 512M or 2G (default 512M), and what it may grow to", parse_memory },
 	{ "cpus", "N", "virtual CPUs, 1 to 16 (default 1)", parse_cpus },
-	{ "serial", "stdio|file:PATH|none", "where the first serial port goes (default stdio)", parse_serial },
+	{ "disk", "FILE[,key=value...]", "a disk: an image or an NBD export; again for more disks", parse_disk, .repeat = true },
+	{ "net", "TYPE[,key=value...]", "a network card: user, passt, tap, socket or none; again for more", parse_net, .repeat = true },
+	{ "share", "DIR[,key=value...]", "a host folder that the guest can mount; again for more", parse_share, .repeat = true },
+	{ "vsock", "FOLDER[,key=value...]", "connections to the guest's vsock ports as Unix sockets in a folder", parse_vsock },
+	{ "balloon", "on|off[,key=value...]", "give memory back to the host (default off)", parse_balloon },
+	{ "rng", "on|off", "random numbers for the guest (default on)", parse_rng },
+	{ "serial", "stdio|socket|file:PATH|none", "where the first serial port goes (default stdio)", parse_serial },
+	{ "name", "NAME", "the VM's name, for trapline ls, stop, console, ... (default: made from --disk or --kernel)", parse_name },
+	{ "detach", NULL, "go on in the background once the VM is built; its console is trapline console NAME", parse_detach },
 	{ "no-reboot", NULL, "end when the guest resets instead of starting it again", parse_no_reboot },
 	{ "verbose", NULL, "log what the VMM does to stderr", parse_verbose },
 	{ "help", NULL, "show this help", parse_help },
@@ -263,7 +325,7 @@ static int unknown_option(const char *arg, size_t len, struct error *err)
 
 int options_parse(struct run_options *o, int argc, char *const *argv, struct error *err)
 {
-	*o = (struct run_options){ .accel = "auto", .serial = "stdio", .memory = 512ull << 20, .cpus = 1 };
+	*o = (struct run_options){ .accel = "auto", .rng = "on", .memory = 512ull << 20, .cpus = 1 };
 
 	/* Help wins over everything, also over mistakes. */
 	for (int i = 0; i < argc; i++) {
@@ -287,7 +349,7 @@ int options_parse(struct run_options *o, int argc, char *const *argv, struct err
 		if (n == NOPTIONS)
 			return unknown_option(arg, len, err);
 		const struct option *opt = &options[n];
-		if (seen & (1ull << n))
+		if ((seen & (1ull << n)) && !opt->repeat)
 			return error_set(err, EINVAL, "--%s is given twice; give it once", opt->name);
 		seen |= 1ull << n;
 
@@ -307,8 +369,27 @@ int options_parse(struct run_options *o, int argc, char *const *argv, struct err
 	}
 	if (!o->kernel)
 		return error_set(err, EINVAL, "no kernel to run; give one with --kernel FILE");
+	if (!o->serial)
+		o->serial = o->detach ? "socket" : "stdio";
+	else if (o->detach && !strcmp(o->serial, "stdio"))
+		return error_set(err, EINVAL, "--detach: a VM in the background has no standard input; leave --serial out (trapline console "
+					      "then reaches it), or choose socket, file:PATH or none");
 	return 0;
 }
+
+/* What the modules take in the values of the form FIRST,key=value; the manual page has all of it. */
+static const char values_help[] =
+	"\nValues with keys are FIRST,key=value,flag,...; a comma inside a value is written twice.\n"
+	"  --disk FILE       a raw or qcow2 image, or nbd://HOST/EXPORT, nbds://, nbd+unix:///EXPORT?socket=PATH\n"
+	"    format=raw|qcow2|auto  ro  overlay (writes are thrown away)  snapshot=NAME\n"
+	"    cache=writeback|none|writethrough|directsync|unsafe  aio=io_uring|threads|auto  discard=unmap|ignore  lock=on|off\n"
+	"    iops= iops-rd= iops-wr=  bps= bps-rd= bps-wr=  (a second; bytes as 10M)\n"
+	"    e.g. --disk debian.qcow2,overlay   --disk data.raw,cache=none,iops=500   --disk nbd://10.0.0.5/vol1,ro\n"
+	"  --net user        user-mode network: hostfwd=tcp:127.0.0.1:2222-:22 (again for more)  net=10.0.2.0/24  restrict  dns=  hostname=\n"
+	"  --net passt       path=PROGRAM or socket=PATH   --net tap  ifname=tap0  queues=N  vhost=on|off|auto\n"
+	"  --net socket      listen=PATH|HOST:PORT or connect=PATH|HOST:PORT   (all: mac=52:54:00:...; default: from the VM's name)\n"
+	"    e.g. --net user,hostfwd=tcp:127.0.0.1:2222-:22   --net tap,ifname=tap0,queues=4   --net socket,listen=/tmp/wire\n"
+	"  --share DIR       tag=NAME  ro    e.g. --share /srv/data,tag=data; in the guest: mount -t virtiofs data /mnt\n";
 
 static int check_file(const char *option, const char *path, struct error *err)
 {
@@ -349,8 +430,9 @@ void options_print_help(FILE *to)
 		char left[64];
 		snprintf(left, sizeof(left), "--%s%s%s", options[i].name, options[i].argument ? " " : "",
 			 options[i].argument ? options[i].argument : "");
-		fprintf(to, "  %-32s %s\n", left, options[i].help);
+		fprintf(to, "  %-36s %s\n", left, options[i].help);
 	}
+	fputs(values_help, to);
 	fprintf(to, "\nOn a terminal, Ctrl-A x ends the VM and Ctrl-A h lists the other keys.\n"
 		    "Status: 0 after power-off, reset with --no-reboot, or Ctrl-A x; 2 if the VM could not be started; 3 if it failed;\n"
 		    "(v << 1) | 1 if the guest wrote v to the debug-exit port; 128 + n after signal n.\n");

@@ -13,6 +13,8 @@
 #include <stdint.h>
 #include <stdio.h>
 
+#include "machine/pc.h"
+
 struct error;
 
 struct run_options {
@@ -20,10 +22,17 @@ struct run_options {
 	const char *kernel; /* path */
 	const char *initrd; /* path or NULL */
 	const char *append; /* kernel command line or NULL */
-	const char *serial; /* "stdio", "file:PATH" or "none" */
+	const char *serial; /* "stdio", "socket", "file:PATH" or "none" */
+	const char *name;   /* or NULL: choose one */
+	/* Values as given, see machine_config. */
+	const char *disks[MACHINE_MAX_DISKS], *nets[MACHINE_MAX_NETS], *shares[MACHINE_MAX_SHARES];
+	unsigned ndisks, nnets, nshares;
+	const char *vsock, *balloon, *rng; /* or NULL */
 	uint64_t memory;    /* bytes */
+	uint64_t memory_max; /* bytes; 0: no more than memory */
 	unsigned cpus;
 	bool no_reboot;
+	bool detach;
 	bool help;	     /* --help was given: nothing else was checked */
 	unsigned debug;	     /* enum accel_debug */
 	uint64_t code_cache; /* bytes, 0: default */
@@ -38,8 +47,5 @@ int options_check_files(const struct run_options *o, struct error *err);
 
 /* The help of `trapline run`, from the table. */
 void options_print_help(FILE *to);
-
-/* Parse "512M": decimal digits and an optional K, M, G or T (powers of 1024). 0, -EINVAL, or -ERANGE on overflow. */
-int options_parse_size(const char *text, uint64_t *bytes);
 
 #endif

@@ -10,9 +10,14 @@
 #include <unistd.h>
 
 #include "accel/accel.h"
+#include "base/clock.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "chardev/terminal.h"
+#include "cli/detach.h"
+#include "control/requests.h"
+#include "control/runtime.h"
+#include "control/server.h"
 #include "machine/pc.h"
 
 /* How long a machine may take to end after a signal: `timeout` and service managers send just one. */
@@ -135,6 +140,136 @@ static void print_result(const struct machine_result *result)
 	}
 }
 
+/* What a VM has beside its machine so that other commands reach it. */
+struct reach {
+	struct runtime *runtime; /* NULL: it has no folder, and nobody reaches it */
+	struct control_machine control;
+	struct control_server *server;
+	char serial[256];
+};
+
+/* The VM's folder. A VM that nobody asked to reach runs without one where none can be made. */
+static int reach_claim(struct reach *reach, const struct run_options *o, struct error *err)
+{
+	int r = o->name	      ? runtime_claim(&reach->runtime, o->name, err)
+		: o->ndisks ? runtime_claim_for_file(&reach->runtime, o->disks[0], err)
+			      : runtime_claim_for_file(&reach->runtime, o->kernel, err);
+	if (r && !o->name && !o->detach && strcmp(o->serial, "socket")) {
+		log_info("%s: trapline ls and the like will not know this VM", err->text);
+		return 0;
+	}
+	return r;
+}
+
+static const char *reach_serial(struct reach *reach, const char *serial)
+{
+	if (strcmp(serial, "socket"))
+		return serial;
+	memcpy(reach->serial, "socket:", 7);
+	runtime_socket_path(reach->runtime, RUNTIME_CONSOLE, reach->serial + 7, sizeof(reach->serial) - 7);
+	return reach->serial;
+}
+
+static int reach_serve(struct reach *reach, const struct machine_config *config, struct machine *machine, struct error *err)
+{
+	if (!reach->runtime)
+		return 0;
+	reach->control = (struct control_machine){
+		.machine = machine,
+		.config = config,
+		.name = config->name,
+		.accel = config->accel->name,
+		.has_console = config->serial == reach->serial,
+		.started_ns = clock_ns(),
+	};
+	char path[128];
+	runtime_socket_path(reach->runtime, RUNTIME_CONTROL, path, sizeof(path));
+	struct control_handler handler = control_machine_handler(&reach->control);
+	return control_server_create(&reach->server, path, machine_loop(machine), &handler, err);
+}
+
+static void say_detached(const struct reach *reach, const char *log)
+{
+	const char *name = runtime_name(reach->runtime);
+	printf("%s runs in the background (process %ld)%s%s%s; stop it with trapline stop %s\n", name, (long)getpid(),
+	       reach->serial[0] ? "; its console is trapline console " : "", reach->serial[0] ? name : "", log[0] ? "" : "; it has no log", name);
+}
+
+/* Build the machine and run it to its end. Everything is undone on return. */
+static int run_machine(const struct run_options *o, const struct accel_ops *accel, struct reach *reach, struct detach *detach)
+{
+	struct error err = { "" };
+	struct signal_watch watch;
+	signal_watch_init(&watch);
+
+	const struct machine_config config = {
+		.accel = accel,
+		.kernel = o->kernel,
+		.initrd = o->initrd,
+		.append = o->append,
+		.memory = o->memory,
+		.memory_max = o->memory_max,
+		.ncpus = o->cpus,
+		.serial = reach_serial(reach, o->serial),
+		.runtime_dir = reach->runtime ? runtime_path(reach->runtime) : NULL,
+		.name = reach->runtime ? runtime_name(reach->runtime) : NULL,
+		.disks = o->disks,
+		.nets = o->nets,
+		.shares = o->shares,
+		.ndisks = o->ndisks,
+		.nnets = o->nnets,
+		.nshares = o->nshares,
+		.vsock = o->vsock,
+		.balloon = o->balloon,
+		.rng = o->rng,
+		.no_reboot = o->no_reboot,
+		.debug_flags = o->debug,
+		.code_cache_size = o->code_cache,
+	};
+	bool on_terminal = !strcmp(o->serial, "stdio") && isatty(STDIN_FILENO) && isatty(STDOUT_FILENO);
+	if (on_terminal && !strcmp(accel->name, "interp"))
+		fprintf(stderr, "trapline: the interpreter runs guest code some hundred times slower than the processor; be patient\n");
+
+	struct machine *machine = NULL;
+	int r = machine_create(&machine, &config, &err);
+	if (!r)
+		r = reach_serve(reach, &config, machine, &err);
+	if (r) {
+		machine_destroy(machine);
+		fprintf(stderr, "trapline: %s\n", err.text);
+		return 2;
+	}
+	if (on_terminal)
+		fprintf(stderr, "trapline: Ctrl-A x ends the VM, Ctrl-A h lists the keys\r\n");
+
+	r = signal_watch_start(&watch, machine);
+	if (r) {
+		control_server_destroy(reach->server);
+		machine_destroy(machine);
+		fprintf(stderr, "trapline: cannot start a thread (%s); this host allows too few\n", strerror(-r));
+		return 2;
+	}
+	if (o->detach) {
+		char log[4096] = "";
+		int log_fd = runtime_open_log(reach->runtime, log, sizeof(log));
+		say_detached(reach, log);
+		detach_ready(detach, log_fd);
+		if (log_fd >= 0)
+			close(log_fd);
+	}
+	struct machine_result result = { .end = MACHINE_FAILED };
+	machine_run(machine, &result);
+	signal_watch_stop(&watch);
+	control_server_destroy(reach->server);
+	machine_destroy(machine);
+
+	print_result(&result);
+	int sig = atomic_load(&watch.first);
+	if (result.end == MACHINE_QUIT && sig)
+		return 128 + sig;
+	return machine_exit_status(&result);
+}
+
 int run_vm(const struct run_options *o)
 {
 	struct error err = { "" };
@@ -148,47 +283,18 @@ int run_vm(const struct run_options *o)
 	log_info("accelerator: %s", accel->name);
 	warn_about_memory(o);
 
-	struct signal_watch watch;
-	signal_watch_init(&watch);
-
-	const struct machine_config config = {
-		.accel = accel,
-		.kernel = o->kernel,
-		.initrd = o->initrd,
-		.append = o->append,
-		.memory = o->memory,
-		.ncpus = o->cpus,
-		.serial = o->serial,
-		.no_reboot = o->no_reboot,
-		.debug_flags = o->debug,
-		.code_cache_size = o->code_cache,
-	};
-	bool on_terminal = !strcmp(o->serial, "stdio") && isatty(STDIN_FILENO) && isatty(STDOUT_FILENO);
-	if (on_terminal && !strcmp(accel->name, "interp"))
-		fprintf(stderr, "trapline: the interpreter runs guest code some hundred times slower than the processor; be patient\n");
-
-	struct machine *machine;
-	if (machine_create(&machine, &config, &err)) {
+	struct detach detach = { .ready_fd = -1 };
+	if (o->detach) {
+		int status = detach_start(&detach);
+		if (status >= 0)
+			return status;
+	}
+	struct reach reach = { 0 };
+	if (reach_claim(&reach, o, &err)) {
 		fprintf(stderr, "trapline: %s\n", err.text);
 		return 2;
 	}
-	if (on_terminal)
-		fprintf(stderr, "trapline: Ctrl-A x ends the VM, Ctrl-A h lists the keys\r\n");
-
-	int r = signal_watch_start(&watch, machine);
-	if (r) {
-		machine_destroy(machine);
-		fprintf(stderr, "trapline: cannot start a thread (%s); this host allows too few\n", strerror(-r));
-		return 2;
-	}
-	struct machine_result result = { .end = MACHINE_FAILED };
-	machine_run(machine, &result);
-	signal_watch_stop(&watch);
-	machine_destroy(machine);
-
-	print_result(&result);
-	int sig = atomic_load(&watch.first);
-	if (result.end == MACHINE_QUIT && sig)
-		return 128 + sig;
-	return machine_exit_status(&result);
+	int status = run_machine(o, accel, &reach, &detach);
+	runtime_release(reach.runtime);
+	return status;
 }

@@ -41,7 +41,7 @@ static int write_tables(const struct machine_config *config, struct guest_ram *r
 {
 	const struct acpi_config acpi = {
 		.ncpus = config->ncpus,
-		.pci64_base = pci_mmio64_base(high_memory(ram) ? RAM_HIGH_START + high_memory(ram) : 0),
+		.pci64_base = pci_mmio64_base(ram_end(ram)),
 		.pci64_size = PCI_MMIO64_SIZE,
 	};
 	const struct smbios_config smbios = {

@@ -20,6 +20,8 @@
 #include "device/uart.h"
 #include "load/load.h"
 #include "machine/boot.h"
+#include "machine/stats.h"
+#include "machine/virtio.h"
 #include "mem/ram.h"
 #include "pci/host.h"
 #include "vm/loop.h"
@@ -29,6 +31,7 @@ struct machine {
 	struct machine_config config; /* [I] */
 	pthread_mutex_t device_lock;
 	struct loop *loop; /* [I] */
+	struct machine_virtio *virtio; /* what is open behind them outlives a reboot */
 	pthread_mutex_t lock;	      /* vm and quit: machine_stop against a reboot */
 	bool quit;
 	unsigned boots;
@@ -65,7 +68,7 @@ static void on_debug_exit(void *opaque, uint32_t value)
 
 static void on_quit(void *opaque)
 {
-	vm_request_quit(opaque);
+	machine_stop(opaque);
 }
 
 static void on_msi(void *opaque, uint64_t address, uint32_t data)
@@ -119,8 +122,9 @@ static int create_devices(struct machine *m, struct error *err)
 	if ((r = i8042_create(&m->i8042, &i8042, err)))
 		return r;
 
-	const struct chardev_config chardev = { .loop = loop, .quit = on_quit, .opaque = vm, .append = m->boots > 0 };
-	if ((r = chardev_open(&m->com1_chardev, m->config.serial ? m->config.serial : "none", &chardev, err)))
+	/* Opened once: who listens at the other end shall not notice a reboot. */
+	const struct chardev_config chardev = { .loop = loop, .quit = on_quit, .opaque = m };
+	if (!m->com1_chardev && (r = chardev_open(&m->com1_chardev, m->config.serial ? m->config.serial : "none", &chardev, err)))
 		return r;
 	const struct uart_config com1 = {
 		.pio = pio,
@@ -158,6 +162,8 @@ static int create_devices(struct machine *m, struct error *err)
 		pci.isa[i] = irqchip_line(chip, i);
 	if ((r = pci_host_create(&m->pci, &pci, err)))
 		return r;
+	if ((r = machine_virtio_build(m->virtio, &m->ram, pci_host_bus(m->pci), err)))
+		return r;
 
 	const struct debugexit_config debugexit = {
 		.pio = pio,
@@ -172,14 +178,14 @@ static void destroy_devices(struct machine *m)
 {
 	if (m->debugexit)
 		debugexit_destroy(m->debugexit);
+	if (m->virtio)
+		machine_virtio_tear_down(m->virtio);
 	if (m->pci)
 		pci_host_destroy(m->pci);
 	if (m->pm)
 		pm_destroy(m->pm);
 	if (m->com1)
 		uart_destroy(m->com1);
-	if (m->com1_chardev)
-		chardev_close(m->com1_chardev);
 	if (m->i8042)
 		i8042_destroy(m->i8042);
 	if (m->rtc)
@@ -192,7 +198,6 @@ static void destroy_devices(struct machine *m)
 	m->pci = NULL;
 	m->pm = NULL;
 	m->com1 = NULL;
-	m->com1_chardev = NULL;
 	m->i8042 = NULL;
 	m->rtc = NULL;
 	m->pit = NULL;
@@ -218,7 +223,8 @@ static void tear_down(struct machine *m)
 static int build(struct machine *m, struct error *err)
 {
 	struct load_result boot;
-	int r = ram_create(&m->ram, m->config.memory, err);
+	uint64_t max = m->config.memory_max;
+	int r = ram_create_room(&m->ram, m->config.memory, max ? max - m->config.memory : 0, err);
 	if (r)
 		return r;
 	if ((r = boot_prepare(&boot, &m->config, &m->ram, err)))
@@ -264,6 +270,10 @@ int machine_create(struct machine **out, const struct machine_config *config, st
 	if (config->memory < MACHINE_MIN_MEMORY || config->memory > MACHINE_MAX_MEMORY || config->memory % 4096)
 		return error_set(err, EINVAL, "--memory: %llu bytes are not possible; give %lluM to %lluG in whole pages",
 				 (unsigned long long)config->memory, MACHINE_MIN_MEMORY >> 20, MACHINE_MAX_MEMORY >> 30);
+	if (config->memory_max && (config->memory_max <= config->memory || config->memory_max > MACHINE_MAX_MEMORY ||
+				   (config->memory_max - config->memory) % RAM_BLOCK_SIZE))
+		return error_set(err, EINVAL, "--memory: max=%lluM is not possible; give more than the memory at the start, by a multiple of 2M, up to %lluG",
+				 (unsigned long long)(config->memory_max >> 20), MACHINE_MAX_MEMORY >> 30);
 	if (!config->kernel)
 		return error_set(err, EINVAL, "--kernel is missing; give the path of a Linux vmlinuz or another kernel");
 
@@ -275,6 +285,8 @@ int machine_create(struct machine **out, const struct machine_config *config, st
 	pthread_mutex_init(&m->lock, NULL);
 	pthread_mutex_init(&m->device_lock, NULL);
 	int r = loop_create(&m->loop, &m->device_lock, err);
+	if (!r)
+		r = machine_virtio_open(&m->virtio, &m->config, m->loop, err);
 	if (!r)
 		r = build(m, err);
 	if (r) {
@@ -353,11 +365,53 @@ void machine_stop(struct machine *m)
 	pthread_mutex_unlock(&m->lock);
 }
 
+struct loop *machine_loop(struct machine *m)
+{
+	return m->loop;
+}
+
+void machine_power_button(struct machine *m)
+{
+	if (m->pm)
+		pm_power_button(m->pm);
+}
+
+unsigned machine_boots(const struct machine *m)
+{
+	return m->boots;
+}
+
+void machine_stats(struct machine *m, const struct stats_sink *sink)
+{
+	stats_memory(sink, &m->ram);
+	if (m->vm)
+		stats_vm(sink, m->vm);
+	if (m->virtio)
+		machine_virtio_stats(m->virtio, sink);
+}
+
+int machine_balloon(struct machine *m, uint64_t size, struct error *err)
+{
+	if (size < MACHINE_MIN_MEMORY)
+		return error_set(err, EINVAL, "too little for any guest; give at least %lluM", MACHINE_MIN_MEMORY >> 20);
+	return machine_virtio_memory(m->virtio, size, err);
+}
+
+void machine_resize_console(struct machine *m, uint16_t columns, uint16_t rows)
+{
+	(void)m;
+	(void)columns;
+	(void)rows;
+}
+
 void machine_destroy(struct machine *m)
 {
 	if (!m)
 		return;
 	tear_down(m);
+	machine_virtio_close(m->virtio);
+	if (m->com1_chardev)
+		chardev_close(m->com1_chardev);
 	loop_destroy(m->loop);
 	pthread_mutex_destroy(&m->device_lock);
 	pthread_mutex_destroy(&m->lock);

@@ -16,7 +16,9 @@
 
 struct accel_ops;
 struct error;
+struct loop;
 struct machine;
+struct stats_sink;
 
 #define MACHINE_MAX_CPUS 16
 #define MACHINE_MAX_DISKS 16
@@ -31,8 +33,10 @@ struct machine_config {
 	const char *initrd;	       /* path or NULL; multiboot: the one module */
 	const char *append;	       /* kernel command line or NULL */
 	uint64_t memory;	       /* bytes, a multiple of 4 KiB (1 MiB from the CLI) */
+	uint64_t memory_max;	       /* bytes that the guest may come to have: room for virtio-mem; 0: none */
 	unsigned ncpus;		       /* 1..MACHINE_MAX_CPUS */
-	const char *serial;	       /* COM1: "stdio", "file:PATH" or "none"; NULL is "none" */
+	const char *serial;	       /* COM1: what chardev_open takes; NULL is "none" */
+	const char *runtime_dir;       /* folder of this VM's own sockets, or NULL */
 	const char *name;	       /* of the VM: MAC addresses come from it; NULL: "vm" */
 	/* Values of --disk, --net, --share, --vsock, as given; machine/virtio.c and the modules behind parse them. */
 	const char *const *disks;
@@ -73,6 +77,22 @@ void machine_run(struct machine *m, struct machine_result *result);
 
 /* Ask a running machine to end with MACHINE_QUIT. Any thread; returns at once. */
 void machine_stop(struct machine *m);
+
+/* --- for who controls it; with the device lock held (in the loop) or while the machine does not run --- */
+
+/* Its event loop: there as long as the machine, whatever the guest does. */
+struct loop *machine_loop(struct machine *m);
+/* Press the power button; nothing if the guest does not listen. */
+void machine_power_button(struct machine *m);
+/* How often the machine was built: 1, and one more for each guest reset. */
+unsigned machine_boots(const struct machine *m);
+/* Everything that is counted, see machine/stats.h. */
+void machine_stats(struct machine *m, const struct stats_sink *sink);
+/* What memory the guest shall have: the balloon takes what is less than it started with, virtio-mem adds what is more. Kept over a
+ * reboot. -ENODEV, -EINVAL with err. */
+int machine_balloon(struct machine *m, uint64_t size, struct error *err);
+/* The size of the terminal at its console changed. */
+void machine_resize_console(struct machine *m, uint16_t columns, uint16_t rows);
 
 /* Free everything, restore the terminal. Not while machine_run is running. m may be NULL. */
 void machine_destroy(struct machine *m);

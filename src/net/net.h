@@ -27,6 +27,12 @@ struct net_header {
 };
 #define NET_NEEDS_CSUM 1
 #define NET_DATA_VALID 2
+#define NET_GSO_NONE 0
+#define NET_GSO_TCP4 1
+#define NET_GSO_UDP 3 /* fragmentation offload: nobody here does it */
+#define NET_GSO_TCP6 4
+#define NET_GSO_UDP_L4 5
+#define NET_GSO_ECN 0x80 /* with TCP */
 
 #define NET_FRAME_MAX 65550 /* 64 KiB of IP and an Ethernet header with a VLAN tag */
 
@@ -82,6 +88,8 @@ void net_set_queues(struct net *n, unsigned pairs);
 
 /* A frame from the guest; the iovecs are read before it returns. False: not now, `writable` follows. */
 bool net_send(struct net *n, unsigned q, const struct net_header *h, const struct iovec *iov, unsigned niov);
+/* The card has sent what it had for now: a batch of net_send ends. */
+void net_flush(struct net *n);
 /* The client has room again. */
 void net_resume(struct net *n);
 

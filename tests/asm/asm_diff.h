@@ -15,7 +15,7 @@ struct asm_diff {
 	struct asm_vm vm[ASM_ENGINES]; /* 0 is the interpreter: the reference */
 	unsigned n;
 	bool native;
-	uint64_t programs, faults[32], timeouts, natives;
+	uint64_t programs, faults[32], timeouts, natives, strays;
 	char what[512]; /* the last disagreement */
 };
 

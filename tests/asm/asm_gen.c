@@ -390,6 +390,25 @@ uint16_t asm_gen_dead(const struct asm_gen *g, uint64_t rip)
 	return 0;
 }
 
+bool asm_gen_strange(const struct asm_gen *g, const struct asm_program *p, uint64_t rip, const uint8_t bytes[15])
+{
+	uint32_t at[ASM_ITEMS + 1];
+	struct x86_insn in;
+	ZydisDecodedInstruction zi;
+
+	if (!decode(bytes, 15, &in, &zi) || !undefined_after(&in, &zi, 0))
+		return false;
+	item_offsets(g, at);
+	for (unsigned i = 0; i < g->n; i++) {
+		if (rip < at[i] || rip >= at[i + 1])
+			continue;
+		const uint8_t *code = p->code + (at[i] - p->start);
+		return rip + in.len > at[i + 1] || !is_boundary(code, g->item[i].len, (unsigned)(rip - at[i])) ||
+		       memcmp(bytes, code + (rip - at[i]), in.len) != 0;
+	}
+	return true;
+}
+
 void asm_gen_drop(struct asm_gen *g, unsigned i)
 {
 	for (unsigned k = 0; k < g->n; k++)

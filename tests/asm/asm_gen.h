@@ -62,6 +62,8 @@ uint16_t asm_gen_undefined(const struct asm_gen *g, uint64_t rip);
 /* Status flags that the code from `rip` on overwrites before it reads them, on every path. The translator gives no promise about
  * those in an exception frame: whoever returns to the instruction does not see them. */
 uint16_t asm_gen_dead(const struct asm_gen *g, uint64_t rip);
+/* Are the bytes executed at `rip` something that no item of the assembled program is, and do they leave status flags undefined? */
+bool asm_gen_strange(const struct asm_gen *g, const struct asm_program *p, uint64_t rip, const uint8_t bytes[15]);
 /* Without item i. */
 void asm_gen_drop(struct asm_gen *g, unsigned i);
 /* As text: registers, disassembly. */

@@ -264,10 +264,8 @@ static void unwind(const struct asm_vm *m, struct asm_result *out)
 	out->s.seg[SREG_SS].sel = (uint16_t)get(m, frame + 32);
 }
 
-void asm_vm_run(struct asm_vm *m, const struct asm_program *p, struct asm_result *out)
+void asm_vm_prepare(struct asm_vm *m, const struct asm_program *p, struct x86_state *s)
 {
-	struct x86_state s;
-
 	map_program(m, p->base, p->clean);
 	asm_fill(m->ram.base + ASM_DATA_GPA, p->fill);
 	asm_fill(m->ram.base + ASM_STACK_GPA, p->fill ^ 0x5555);
@@ -282,7 +280,14 @@ void asm_vm_run(struct asm_vm *m, const struct asm_program *p, struct asm_result
 		ram_write(&m->ram, ASM_CODE_GPA + p->start, p->code, p->len);
 	m->last_start = p->start;
 	m->last_len = p->len;
-	start_state(m, p, &s);
+	start_state(m, p, s);
+}
+
+void asm_vm_run(struct asm_vm *m, const struct asm_program *p, struct asm_result *out)
+{
+	struct x86_state s;
+
+	asm_vm_prepare(m, p, &s);
 	m->expired = false;
 	m->end = ASM_FAILED;
 	m->why = "no exit";

@@ -92,6 +92,8 @@ struct asm_vm {
 /* 0 or -errno with the reason. */
 int asm_vm_create(struct asm_vm *m, const char *name, const struct accel_ops *ops, unsigned debug_flags, struct error *err);
 void asm_vm_destroy(struct asm_vm *m);
+/* Memory and *s as they are before the first instruction of p. */
+void asm_vm_prepare(struct asm_vm *m, const struct asm_program *p, struct x86_state *s);
 void asm_vm_run(struct asm_vm *m, const struct asm_program *p, struct asm_result *out);
 /* Any thread or signal handler: the run ends with ASM_TIMEOUT. */
 void asm_vm_expire(struct asm_vm *m);

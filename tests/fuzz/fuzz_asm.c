@@ -35,8 +35,9 @@ int main(int argc, char **argv)
 			fprintf(stderr, "\rfuzz-asm: %llu programs, %u findings ", (unsigned long long)diff.programs, bad);
 		}
 	}
-	printf("fuzz-asm: %llu programs (%llu also native, %llu without end), seed %llu, %u findings\nfuzz-asm: ended by vector:",
+	printf("fuzz-asm: %llu programs (%llu also native, %llu without end, %llu differences of strays), seed %llu, %u findings\nfuzz-asm: ended by vector:",
 	       (unsigned long long)diff.programs, (unsigned long long)diff.natives, (unsigned long long)diff.timeouts,
+	       (unsigned long long)diff.strays,
 	       (unsigned long long)seed, bad);
 	for (unsigned i = 0; i < 32; i++)
 		if (diff.faults[i])

@@ -12,38 +12,6 @@
 #include "base/error.h"
 #include "cli/options.h"
 
-static void sizes(void **unused)
-{
-	(void)unused;
-	static const struct {
-		const char *text;
-		int result;
-		uint64_t bytes;
-	} cases[] = {
-		{ "0", 0, 0 },
-		{ "4096", 0, 4096 },
-		{ "512M", 0, 512ull << 20 },
-		{ "2g", 0, 2ull << 30 },
-		{ "64K", 0, 64ull << 10 },
-		{ "18446744073709551615", 0, UINT64_MAX },
-		{ "18446744073709551616", -ERANGE, 0 },
-		{ "17179869183G", 0, 17179869183ull << 30 },
-		{ "17179869184G", -ERANGE, 0 },
-		{ "", -EINVAL, 0 },
-		{ "M", -EINVAL, 0 },
-		{ "-1", -EINVAL, 0 },
-		{ " 1M", -EINVAL, 0 },
-		{ "1MB", -EINVAL, 0 },
-		{ "1.5G", -EINVAL, 0 },
-		{ "0x10", -EINVAL, 0 },
-	};
-	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
-		uint64_t bytes = 0;
-		assert_int_equal(options_parse_size(cases[i].text, &bytes), cases[i].result);
-		assert_true(bytes == cases[i].bytes);
-	}
-}
-
 static void defaults(void **unused)
 {
 	(void)unused;
@@ -157,7 +125,7 @@ static void files(void **unused)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(sizes),     cmocka_unit_test(defaults), cmocka_unit_test(everything),
+		cmocka_unit_test(defaults), cmocka_unit_test(everything),
 		cmocka_unit_test(help_wins), cmocka_unit_test(refusals), cmocka_unit_test(files),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -46,7 +46,7 @@ static void build(struct fixture *f, unsigned n)
 	memset(f, 0, sizeof(*f));
 	clock_init();
 	assert_int_equal(ram_create(&f->ram, 16 << 20, NULL), 0);
-	ram_set_watcher(&f->ram, watch, &f->writes);
+	ram_set_watcher(&f->ram, &(struct ram_watcher){ .written = watch, .opaque = &f->writes });
 	pvclock_init(&f->pv, &f->ram, n);
 }
 

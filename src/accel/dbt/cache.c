@@ -60,7 +60,7 @@ int dbt_cache_create(struct dbt_vm *vm, size_t code_size, struct error *err)
 	vm->link = reserve(vm->max_link * sizeof(*vm->link));
 	vm->view = reserve(vm->max_view * sizeof(*vm->view));
 	vm->meta = reserve(vm->max_meta * sizeof(*vm->meta));
-	vm->npages = vm->ram->size / PAGE_SIZE;
+	vm->npages = vm->ram->mapped / PAGE_SIZE;
 	vm->page_code = reserve(vm->npages * sizeof(*vm->page_code));
 	vm->page_state = reserve(vm->npages);
 	if (!vm->tb || !vm->link || !vm->view || !vm->meta || !vm->page_code || !vm->page_state)
@@ -93,14 +93,25 @@ void dbt_cache_destroy(struct dbt_vm *vm)
 		munmap(vm->page_state, vm->npages);
 }
 
-int64_t dbt_ram_page(const struct dbt_vm *vm, uint64_t gpa)
+int64_t dbt_page_index(const struct dbt_vm *vm, uint64_t gpa)
 {
-	const struct ram_region *r = vm->ram->region;
+	const struct guest_ram *ram = vm->ram;
+	const struct ram_region *r = ram->region;
 	if (gpa - r[0].gpa < r[0].size)
 		return (int64_t)((gpa - r[0].gpa) / PAGE_SIZE);
-	if (vm->ram->nregions > 1 && gpa - r[1].gpa < r[1].size)
+	if (ram->nregions > 1 && gpa - r[1].gpa < r[1].size)
 		return (int64_t)((r[0].size + gpa - r[1].gpa) / PAGE_SIZE);
+	if (gpa - ram->room.gpa < ram->room.size)
+		return (int64_t)(((uint64_t)(ram->room.hva - ram->base) + gpa - ram->room.gpa) / PAGE_SIZE);
 	return -1;
+}
+
+int64_t dbt_ram_page(const struct dbt_vm *vm, uint64_t gpa)
+{
+	const struct ram_room *room = &vm->ram->room;
+	if (gpa - room->gpa < room->size && !ram_room_has(vm->ram, gpa - room->gpa))
+		return -1;
+	return dbt_page_index(vm, gpa);
 }
 
 static unsigned tb_hash(uint64_t pc, uint64_t phys, uint32_t mode)
@@ -131,11 +142,11 @@ static struct page_code *page_code_get(struct dbt_vm *vm, uint64_t page)
 void dbt_tb_publish(struct dbt_vm *vm, uint32_t i)
 {
 	struct tb *t = &vm->tb[i];
-	struct page_code *pc = vm->page_code[dbt_ram_page(vm, t->phys)];
+	struct page_code *pc = vm->page_code[dbt_page_index(vm, t->phys)];
 	t->page_next = pc->tbs;
 	pc->tbs = i;
 	if (t->cross && ((t->phys2 ^ t->phys) & PAGE_MASK)) {
-		struct page_code *p2 = vm->page_code[dbt_ram_page(vm, t->phys2)];
+		struct page_code *p2 = vm->page_code[dbt_page_index(vm, t->phys2)];
 		t->page2_next = p2->tbs;
 		p2->tbs = i;
 	}
@@ -176,7 +187,7 @@ uint32_t dbt_view_get(struct dbt_vm *vm, uint64_t va, uint64_t pa, uint32_t mode
 	}
 	if (vm->nview == vm->max_view)
 		return 0;
-	struct page_code *pc = page_code_get(vm, (uint64_t)dbt_ram_page(vm, pa));
+	struct page_code *pc = page_code_get(vm, (uint64_t)dbt_page_index(vm, pa));
 	if (!pc)
 		return 0;
 	uint32_t i = vm->nview++;
@@ -238,7 +249,7 @@ void dbt_page_invalidate(struct dbt_vm *vm, uint64_t page)
 	for (uint32_t i = pc->tbs, next; i; i = next) {
 		struct tb *t = &vm->tb[i];
 		/* A crossing block is on two lists; which link to follow depends on which page this is. */
-		next = t->cross && (uint64_t)dbt_ram_page(vm, t->phys) != page ? t->page2_next : t->page_next;
+		next = t->cross && (uint64_t)dbt_page_index(vm, t->phys) != page ? t->page2_next : t->page_next;
 		tb_kill(vm, i);
 	}
 	pc->tbs = 0;
@@ -279,7 +290,7 @@ void dbt_page_invalidate(struct dbt_vm *vm, uint64_t page)
 void dbt_cache_flush(struct dbt_vm *vm)
 {
 	for (uint64_t v = 1; v < vm->nview; v++) {
-		int64_t page = dbt_ram_page(vm, vm->view[v].pa);
+		int64_t page = dbt_page_index(vm, vm->view[v].pa);
 		if (page >= 0 && vm->page_code[page]) {
 			*vm->page_code[page] = (struct page_code){ 0 };
 			atomic_fetch_and(&vm->page_state[page], (uint8_t)~PAGE_CODE);
@@ -354,7 +365,7 @@ void dbt_code_written(struct dbt_vm *vm, uint64_t gpa, uint64_t len)
 		return;
 	atomic_thread_fence(memory_order_seq_cst);
 	for (uint64_t at = gpa & PAGE_MASK; at < gpa + len; at += PAGE_SIZE) {
-		int64_t page = dbt_ram_page(vm, at);
+		int64_t page = dbt_page_index(vm, at);
 		if (page < 0 || !(atomic_load(&vm->page_state[page]) & PAGE_CODE))
 			continue;
 		pthread_mutex_lock(&vm->lock);
@@ -375,6 +386,24 @@ void dbt_code_written(struct dbt_vm *vm, uint64_t gpa, uint64_t len)
 		}
 		pthread_mutex_unlock(&vm->lock);
 	}
+}
+
+/* Who looks from now on finds no RAM there (dbt_ram_page). Blocks that were made before die, and whoever is inside comes out; what is
+ * outside, perhaps in the middle of an instruction, sees `ram_gone` before it uses a host address again. */
+void dbt_ram_unplugged(struct dbt_vm *vm, uint64_t gpa, uint64_t len)
+{
+	pthread_mutex_lock(&vm->lock);
+	for (uint64_t at = gpa; at < gpa + len; at += PAGE_SIZE) {
+		int64_t page = dbt_page_index(vm, at);
+		if (page >= 0 && atomic_load(&vm->page_state[page]) & PAGE_CODE)
+			dbt_page_invalidate(vm, (uint64_t)page);
+	}
+	dbt_world_stop(vm, NULL);
+	for (unsigned n = 0; n < vm->ncpus; n++)
+		if (vm->vcpu[n])
+			atomic_store(&vm->vcpu[n]->ram_gone, 1);
+	dbt_world_start(vm);
+	pthread_mutex_unlock(&vm->lock);
 }
 
 void dbt_world_stop(struct dbt_vm *vm, struct dbt_vcpu *self)

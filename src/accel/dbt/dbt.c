@@ -43,14 +43,19 @@ static unsigned caps(void)
 	return 0;
 }
 
-static void watch(void *opaque, uint64_t gpa, uint64_t len)
+static void written(void *opaque, uint64_t gpa, uint64_t len)
 {
 	dbt_code_written(opaque, gpa, len);
 }
 
+static void unplugged(void *opaque, uint64_t gpa, uint64_t len)
+{
+	dbt_ram_unplugged(opaque, gpa, len);
+}
+
 static void vm_destroy(struct accel_vm *vm)
 {
-	ram_set_watcher(vm->vm.ram, NULL, NULL);
+	ram_set_watcher(vm->vm.ram, NULL);
 	dbt_cache_destroy(&vm->vm);
 	pthread_mutex_destroy(&vm->vm.lock);
 	pthread_mutex_destroy(&vm->vm.world);
@@ -97,7 +102,7 @@ static int vm_create(struct accel_vm **out, const struct accel_vm_config *config
 		vm_destroy(vm);
 		return r;
 	}
-	ram_set_watcher(config->ram, watch, &vm->vm);
+	ram_set_watcher(config->ram, &(struct ram_watcher){ .written = written, .unplugged = unplugged, .opaque = &vm->vm });
 	*out = vm;
 	return 0;
 }

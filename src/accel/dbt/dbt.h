@@ -173,6 +173,7 @@ struct dbt_vcpu {
 	_Atomic uint8_t inside;
 	_Atomic uint8_t kicked;	    /* accel_vcpu_kick since last looked */
 	_Atomic uint8_t nmi;
+	_Atomic uint8_t ram_gone;   /* RAM was unplugged: forget host addresses before the next use */
 
 	struct dbt_vm *vm;
 	struct dbt_verify *verify; /* ACCEL_DEBUG_VERIFY */
@@ -337,8 +338,9 @@ void dbt_tb_publish(struct dbt_vm *vm, uint32_t tb);
 struct tb *dbt_tb_by_host(struct dbt_vm *vm, uint32_t rx);			      /* no lock; NULL outside */
 uint32_t dbt_view_get(struct dbt_vm *vm, uint64_t va, uint64_t pa, uint32_t mode);
 void dbt_link(struct dbt_vm *vm, uint32_t link, uint32_t tb);
-/* RAM page index of a gpa, or -1. */
+/* Index of the page at a gpa in the tables and in the mapping of RAM, or -1: if it is RAM now; if it is or may become RAM. */
 int64_t dbt_ram_page(const struct dbt_vm *vm, uint64_t gpa);
+int64_t dbt_page_index(const struct dbt_vm *vm, uint64_t gpa);
 /* Drop all blocks of the page. */
 void dbt_page_invalidate(struct dbt_vm *vm, uint64_t page);
 /* Drop everything; called with the lock held and the world stopped. */
@@ -350,6 +352,8 @@ void dbt_cache_trim(struct dbt_vm *vm);
 void dbt_page_protect(struct dbt_vm *vm, struct dbt_vcpu *self, uint64_t page);
 /* [gpa, gpa+len) was stored to by something other than translated code. Any thread, no lock held. */
 void dbt_code_written(struct dbt_vm *vm, uint64_t gpa, uint64_t len);
+/* [gpa, gpa+len) is no RAM any more (ram_unplug). Any thread that is not inside, no lock held. */
+void dbt_ram_unplugged(struct dbt_vm *vm, uint64_t gpa, uint64_t len);
 void dbt_world_stop(struct dbt_vm *vm, struct dbt_vcpu *self);
 void dbt_world_start(struct dbt_vm *vm);
 
@@ -360,6 +364,8 @@ uint32_t dbt_translate(struct dbt_vcpu *v, uint64_t pc, uint64_t phys, uint32_t 
 void dbt_tlb_reset(struct dbt_vcpu *v);
 void dbt_tlb_flush(struct dbt_vcpu *v, enum emu_flush kind, uint64_t gva, uint16_t pcid);
 void dbt_stack_window_drop(struct dbt_vcpu *v);
+/* Forget all host addresses; the translations stay, as they would on a processor. */
+void dbt_ram_forget(struct dbt_vcpu *v);
 /* Physical address of the instruction at gva. 0, or -1 with *error the page-fault code. */
 int dbt_itlb(struct dbt_vcpu *v, uint64_t gva, uint64_t *gpa, bool *global, uint32_t *error);
 /* Remember that this mapping was checked: the caller has just had it from dbt_itlb. */

@@ -264,7 +264,7 @@ static void remember(struct dbt_vcpu *v, const struct tb *t, bool indirect)
 }
 
 /* Run translated code from `at` until it exits; t is its block, if it was just found. False, with nothing run, if the code cache was
- * flushed since found_gen. */
+ * flushed since found_gen, or (without t: in the middle of a block) the TLB since resume_gen. */
 static bool enter(struct dbt_vcpu *v, uint32_t at, const struct tb *t, bool indirect)
 {
 	struct dbt_vm *vm = v->vm;
@@ -273,8 +273,11 @@ static bool enter(struct dbt_vcpu *v, uint32_t at, const struct tb *t, bool indi
 	v->enter_at = at;
 	for (;;) {
 		atomic_store(&v->inside, 1);
-		if (!atomic_load(&vm->stop_requested))
+		if (!atomic_load(&vm->stop_requested)) {
+			if (__builtin_expect(atomic_load_explicit(&v->ram_gone, memory_order_relaxed), 0))
+				dbt_ram_forget(v);
 			break;
+		}
 		/* Somebody stops the world: wait outside. */
 		atomic_store(&v->inside, 0);
 		dbt_fpu_save(v);
@@ -283,7 +286,8 @@ static bool enter(struct dbt_vcpu *v, uint32_t at, const struct tb *t, bool indi
 		dbt_fpu_load(v);
 		dbt_shadow_select(v);
 	}
-	bool valid = atomic_load_explicit(&vm->flushes, memory_order_relaxed) == v->found_gen;
+	/* In the middle of a block, checks that were passed before still count: nothing may have been taken away since. */
+	bool valid = atomic_load_explicit(&vm->flushes, memory_order_relaxed) == v->found_gen && (t || v->resume_gen == v->tlb_gen);
 	if (valid) {
 		if (t)
 			remember(v, t, indirect);
@@ -349,11 +353,11 @@ static void disturb(struct dbt_vcpu *v)
 		dbt_tlb_flush(v, EMU_FLUSH_ADDRESS, v->s.gpr[RSP], v->s.cr4 & CR4_PCIDE ? (uint16_t)(v->s.cr3 & 0xfff) : 0);
 		break;
 	case 26 ... 27: /* the page that runs loses its code */
-		if (!x86_canonical(v->s.rip) || dbt_itlb(v, v->s.rip, &gpa, &global, &error) < 0 || dbt_ram_page(vm, gpa) < 0)
+		if (!x86_canonical(v->s.rip) || dbt_itlb(v, v->s.rip, &gpa, &global, &error) < 0 || dbt_page_index(vm, gpa) < 0)
 			break;
 		dbt_fpu_save(v);
 		pthread_mutex_lock(&vm->lock);
-		dbt_page_invalidate(vm, (uint64_t)dbt_ram_page(vm, gpa));
+		dbt_page_invalidate(vm, (uint64_t)dbt_page_index(vm, gpa));
 		pthread_mutex_unlock(&vm->lock);
 		break;
 	case 28: /* all do */

@@ -22,6 +22,14 @@ void dbt_stack_window_drop(struct dbt_vcpu *v)
 	v->stack_ntag = 1ull << 63;
 }
 
+void dbt_ram_forget(struct dbt_vcpu *v)
+{
+	atomic_store(&v->ram_gone, 0); /* before: what is unplugged meanwhile asks again */
+	clear_l1(v);
+	dbt_stack_window_drop(v);
+	v->tlb_gen++;
+}
+
 static void clear_tokens(struct dbt_vcpu *v)
 {
 	void *p = v->token;
@@ -191,6 +199,16 @@ static inline uint8_t *page_hva(const struct dbt_vm *vm, int64_t ram_page)
 	return vm->ram->base + (uint64_t)ram_page * PAGE_SIZE;
 }
 
+static uint64_t page_gpa(const struct guest_ram *ram, const uint8_t *hpage)
+{
+	uint64_t off = (uint64_t)(hpage - ram->base);
+	if (off < ram->region[0].size)
+		return ram->region[0].gpa + off;
+	if (off < ram->size)
+		return ram->region[1].gpa + off - ram->region[0].size;
+	return ram->room.gpa + (uint64_t)(hpage - ram->room.hva);
+}
+
 /* Fill the first level for one page. Returns the host page, or NULL for a device. */
 static uint8_t *fill_l1(struct dbt_vcpu *v, uint64_t gva, bool user, uint64_t gpa, uint8_t flags)
 {
@@ -250,6 +268,8 @@ int dbt_fill(struct dbt_vcpu *v, uint64_t gva, unsigned size, bool write, bool u
 int dbt_emu_translate(void *opaque, uint64_t gva, enum mmu_access access, bool user, struct emu_page *out, uint32_t *error)
 {
 	struct dbt_vcpu *v = opaque;
+	if (__builtin_expect(atomic_load_explicit(&v->ram_gone, memory_order_relaxed), 0))
+		dbt_ram_forget(v);
 	if (access == MMU_EXEC || !(v->s.cr0 & CR0_PG)) {
 		struct mmu_result r;
 		if (mmu_walk(&v->s, &v->emu.mem, gva, access, user, &r, error) < 0)
@@ -263,11 +283,7 @@ int dbt_emu_translate(void *opaque, uint64_t gva, enum mmu_access access, bool u
 	struct tlb_entry *e = &v->tlb[user][dbt_tlb_index(v->vm, page)];
 	if ((access == MMU_WRITE ? e->nwrite : e->nread) == -page) {
 		out->hva = e->hpage + (gva & (PAGE_SIZE - 1));
-		out->gpa = 0; /* set below: the emulator wants it for ram_written */
-		uint64_t off = (uint64_t)(e->hpage - v->vm->ram->base);
-		out->gpa = (off < v->vm->ram->region[0].size ? v->vm->ram->region[0].gpa + off
-							     : v->vm->ram->region[1].gpa + off - v->vm->ram->region[0].size) +
-			   (gva & (PAGE_SIZE - 1));
+		out->gpa = page_gpa(v->vm->ram, e->hpage) + (gva & (PAGE_SIZE - 1)); /* the emulator wants it for ram_written */
 		return 0;
 	}
 	uint8_t flags;

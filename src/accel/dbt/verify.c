@@ -210,7 +210,7 @@ static bool report(struct dbt_verify *f, const char *what, uint64_t translated, 
 	const struct tb *t = &f->v->vm->tb[f->tb];
 	char bytes[64 * 3 + 1];
 	size_t at = 0;
-	int64_t page = dbt_ram_page(f->v->vm, t->phys);
+	int64_t page = dbt_page_index(f->v->vm, t->phys);
 	const uint8_t *code = f->v->vm->ram->base + (uint64_t)page * PAGE_SIZE + (t->phys & (PAGE_SIZE - 1));
 	for (unsigned i = 0; i < t->len && i < 64 && (t->phys & (PAGE_SIZE - 1)) + i < PAGE_SIZE; i++)
 		at += (size_t)snprintf(bytes + at, sizeof(bytes) - at, "%02x ", code[i]);
@@ -292,7 +292,7 @@ static uint16_t undefined_flags(const struct x86_insn *in)
 /* Which status flags are undefined after the first `n` instructions of block t. */
 static uint16_t block_undefined(struct dbt_vm *vm, const struct tb *t, unsigned n)
 {
-	int64_t page = dbt_ram_page(vm, t->phys);
+	int64_t page = dbt_page_index(vm, t->phys);
 	unsigned off = (unsigned)(t->phys & (PAGE_SIZE - 1));
 	const uint8_t *code = vm->ram->base + (uint64_t)page * PAGE_SIZE;
 	uint16_t undefined = 0;

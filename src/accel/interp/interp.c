@@ -24,6 +24,8 @@ enum { REQUEST_KICK = 1, REQUEST_NMI = 2 };
 struct accel_vm {
 	struct guest_ram *ram;
 	bool icount;
+	unsigned ncpus;
+	struct accel_vcpu *vcpu[]; /* [I] once they run */
 };
 
 struct accel_vcpu {
@@ -32,7 +34,9 @@ struct accel_vcpu {
 	struct guest_ram *ram;
 	struct accel_vcpu_config config;
 	bool icount;
+	struct accel_vm *vm;
 	_Atomic unsigned request; /* [a] REQUEST_ bits; all else is the vCPU thread's */
+	_Atomic bool ram_gone;	  /* [a] RAM was unplugged: forget host addresses before the next use */
 	bool irq_check;		  /* the interrupt source may have something */
 	bool after;		  /* after this instruction look at exit_rc and replaced */
 	bool in_insn;		  /* inside an exit that an unfinished instruction caused */
@@ -70,19 +74,6 @@ static __attribute__((noinline)) int translate_miss(struct accel_vcpu *v, uint64
 	return 0;
 }
 
-static int op_translate(void *opaque, uint64_t gva, enum mmu_access access, bool user, struct emu_page *out,
-			uint32_t *error)
-{
-	struct accel_vcpu *v = opaque;
-	const struct tlb_entry *t = tlb_slot(&v->tlb, gva, access, user);
-
-	if (__builtin_expect(t->tag != tlb_tag(&v->tlb, gva), 0))
-		return translate_miss(v, gva, access, user, out, error);
-	out->hva = t->hva + (gva & 0xfff);
-	out->gpa = t->gpa | (gva & 0xfff);
-	return 0;
-}
-
 static uint16_t active_pcid(const struct x86_state *s)
 {
 	return s->cr4 & CR4_PCIDE ? s->cr3 & 0xfff : 0;
@@ -93,6 +84,23 @@ static void op_flush(void *opaque, enum emu_flush kind, uint64_t gva, uint16_t p
 	struct accel_vcpu *v = opaque;
 
 	tlb_flush(&v->tlb, kind, gva, pcid, active_pcid(&v->s));
+}
+
+static int op_translate(void *opaque, uint64_t gva, enum mmu_access access, bool user, struct emu_page *out,
+			uint32_t *error)
+{
+	struct accel_vcpu *v = opaque;
+	if (__builtin_expect(atomic_load_explicit(&v->ram_gone, memory_order_relaxed), 0)) {
+		atomic_store(&v->ram_gone, false);
+		op_flush(v, EMU_FLUSH_ALL, 0, 0);
+	}
+	const struct tlb_entry *t = tlb_slot(&v->tlb, gva, access, user);
+
+	if (__builtin_expect(t->tag != tlb_tag(&v->tlb, gva), 0))
+		return translate_miss(v, gva, access, user, out, error);
+	out->hva = t->hva + (gva & 0xfff);
+	out->gpa = t->gpa | (gva & 0xfff);
+	return 0;
 }
 
 /* --- exits --- */
@@ -382,20 +390,34 @@ static unsigned interp_caps(void)
 	return 0;
 }
 
+static void unplugged(void *opaque, uint64_t gpa, uint64_t len)
+{
+	const struct accel_vm *vm = opaque;
+
+	(void)gpa;
+	(void)len;
+	for (unsigned i = 0; i < vm->ncpus; i++)
+		if (vm->vcpu[i])
+			atomic_store(&vm->vcpu[i]->ram_gone, true);
+}
+
 static int interp_vm_create(struct accel_vm **out, const struct accel_vm_config *config, struct error *err)
 {
-	struct accel_vm *vm = calloc(1, sizeof(*vm));
+	struct accel_vm *vm = calloc(1, sizeof(*vm) + config->ncpus * sizeof(vm->vcpu[0]));
 
 	if (!vm)
 		return error_set(err, ENOMEM, "no memory for the interpreter's VM");
 	vm->ram = config->ram;
 	vm->icount = config->debug_flags & ACCEL_DEBUG_ICOUNT;
+	vm->ncpus = config->ncpus;
+	ram_set_watcher(vm->ram, &(struct ram_watcher){.unplugged = unplugged, .opaque = vm});
 	*out = vm;
 	return 0;
 }
 
 static void interp_vm_destroy(struct accel_vm *vm)
 {
+	ram_set_watcher(vm->ram, NULL);
 	free(vm);
 }
 
@@ -409,6 +431,7 @@ static int interp_vcpu_create(struct accel_vcpu **out, struct accel_vm *vm, cons
 		return error_set(err, ENOMEM, "no memory for vCPU %u", config->index);
 	memset(v, 0, size);
 	v->config = *config;
+	v->vm = vm;
 	v->ram = vm->ram;
 	v->icount = vm->icount;
 	x86_state_reset(&v->s, config->index);
@@ -421,12 +444,16 @@ static int interp_vcpu_create(struct accel_vcpu **out, struct accel_vm *vm, cons
 	}
 	v->emu.mem = (struct mmu_mem){.pte = interp_pte, .opaque = vm->ram};
 	v->emu.cpuid = config->cpuid;
+	if (config->index < vm->ncpus)
+		vm->vcpu[config->index] = v;
 	*out = v;
 	return 0;
 }
 
 static void interp_vcpu_destroy(struct accel_vcpu *v)
 {
+	if (v->config.index < v->vm->ncpus)
+		v->vm->vcpu[v->config.index] = NULL;
 	emu_destroy(&v->emu);
 	free(v);
 }

@@ -2,8 +2,8 @@
  * The virtio 1.2 core: what a device is, its features and status, its queues. Transports (pci.c, mmio.c) stand in front and turn
  * register accesses into the calls of virtio_transport.h; devices (blk.c, net.c, ...) stand behind and fill a struct virtio_ops.
  *
- * Who walks a ring: only queue.c. It copies every descriptor once, checks what the specification asks of a driver (ranges, loops,
- * lengths, indirect tables, direction order), and turns a bad ring into DEVICE_NEEDS_RESET with one log line; the device
+ * Who walks a ring: only queue*.c. They copy every descriptor once, check what the specification asks of a driver (ranges, loops,
+ * lengths, indirect tables, direction order), and turn a bad ring into DEVICE_NEEDS_RESET with one log line; the device
  * then finds its queues empty until it is reset. A device sees chains: iovecs into guest RAM that are in bounds. What lies in
  * them the guest may change at any time: copy a header once, then check the copy.
  *
@@ -73,7 +73,9 @@ struct virtio_chain {
 	void *opaque;		  /* the device's */
 	/* queue.c's own: */
 	const uint64_t *gpa;	  /* of each iovec */
-	uint16_t id, ndesc;
+	uint16_t id;		  /* what the used entry names */
+	uint16_t ndesc;		  /* places it takes in the ring: 1 (split), descriptors but those of an indirect table (packed) */
+	unsigned room;		  /* iovecs there is memory for */
 	uint32_t generation;
 	struct virtio_chain *next;
 };
@@ -120,6 +122,7 @@ struct virtio_device {
 	char name[32];	     /* for messages: "disk0" */
 	uint64_t offered;    /* features */
 	uint64_t features;   /* what the driver took; 0 before FEATURES_OK */
+	uint64_t accepted;   /* virtio.c's own: what the driver wrote so far, before FEATURES_OK */
 	void *config;	     /* device configuration, little-endian; the device's memory */
 	unsigned config_size;
 	uint8_t status;
@@ -129,6 +132,7 @@ struct virtio_device {
 	struct virtio_queue *queue; /* nqueues of them */
 	struct virtio_interrupt interrupt;
 	uint64_t notifies, interrupts; /* statistics */
+	unsigned faults;	       /* times the driver broke the rules */
 };
 
 /* What every device constructor gets from the machine. */
@@ -170,6 +174,8 @@ struct virtio_chain *virtq_pop(struct virtio_queue *q);
 /* Done with it: `written` bytes of its device-writable parts, from the first on, hold data. Tells the RAM watcher. Frees the chain. The guest sees
  * the used entry at once; its interrupt comes with virtq_notify. A chain from before a reset is just freed. */
 void virtq_push(struct virtio_queue *q, struct virtio_chain *c, uint64_t written);
+/* The same for n chains as one: the guest sees all of them or none (a frame in mergeable buffers, 5.1.6.4). */
+void virtq_push_all(struct virtio_queue *q, struct virtio_chain *const *c, const uint64_t *written, unsigned n);
 /* Put back what was popped last and is not wanted yet (several: in reverse order of popping). */
 void virtq_unpop(struct virtio_queue *q, struct virtio_chain *c);
 /* Free a chain without answering it: only in reset. */

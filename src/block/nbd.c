@@ -1,0 +1,945 @@
+/*
+ * NBD client: an export of an NBD server as a block node, through libnbd's asynchronous interface on the machine's loop.
+ *
+ * One connection carries all requests, up to SLOTS commands at a time; what does not fit waits in a queue, so that memory is bounded whatever
+ * the guest asks for. Requests are cut at the server's maximum block size and at PIECE_MAX. A piece that is contiguous in memory goes
+ * straight from or to it, any other through a bounce buffer of its slot (libnbd takes one buffer a command).
+ *
+ * The server is not trusted: libnbd checks the protocol, sizes are checked here, and a command that stays unanswered for `timeout=` seconds
+ * ends the connection. When the connection ends, everything that waits or comes fails with -EIO, and a thread of this node's own connects
+ * again (name lookup and handshake may block), after 1, 2, 4, ... 30 seconds. A server that comes back with another size is refused. Writes
+ * that were done, but not flushed, may be lost with the server: the first flush after such a loss fails, so that nobody takes them for safe.
+ *
+ * TLS: a certificate is checked against ca-cert.pem of tls-certs=DIR and against the URI's host name; a Unix socket has no name, so there it is
+ * not checked, and tls-psk= is the way to know the server.
+ *
+ * pread, which qcow2 calls on worker threads, has a connection of its own with its own mutex, made when it is first needed: such use needs a
+ * server that takes two clients (qemu-nbd --shared=2).
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <libnbd.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "base/keyval.h"
+#include "base/log.h"
+#include "block/driver.h"
+#include "vm/loop.h"
+
+#define SLOTS 64
+#define PIECE_MAX (1u << 20)	    /* bytes of data a command; with SLOTS the bound on bounce memory */
+#define RANGE_MAX (1ull << 30)	    /* of a trim or zero: it has no payload */
+#define CONNECT_NS (10 * NS_PER_SEC) /* for connecting and the handshake; less if the timeout for requests is */
+#define BACKOFF_MAX 30		    /* seconds */
+#define EVENTS_A_TURN 64	    /* replies read before others get the device lock */
+
+/* How a request is going; for those that have been started. */
+struct track {
+	struct block_request *r; /* NULL: free */
+	unsigned pieces;	 /* in flight */
+	bool issued;		 /* all of it */
+	int result;
+};
+
+/* A command in flight. */
+struct slot {
+	struct nbd_node *node;
+	struct track *track; /* NULL: free */
+	uint8_t *bounce;     /* of PIECE_MAX bytes, or NULL: not needed yet */
+	bool copy;	     /* a read that went to the bounce buffer */
+	uint64_t skip, len;  /* the part of the request, bytes */
+	uint64_t since;	     /* clock_ns() */
+	int error;	     /* of the completed, errno */
+	struct slot *next;   /* of the completed */
+};
+
+/* What a server said about the export. */
+struct export {
+	uint64_t size, maximum;
+	uint32_t minimum, preferred;
+	bool read_only, can_flush, can_fua, can_trim, can_zero;
+};
+
+/* Where and how to connect. Immutable after open. */
+struct target {
+	char *uri, *certificates, *user, *psk;
+	const char *option;
+	uint64_t timeout_ns; /* of connecting */
+};
+
+struct nbd_node {
+	struct block_node *node;
+	struct loop *loop;
+	struct target target;
+	struct export export;
+	uint64_t timeout_ns;
+	bool fua;	  /* cache=writethrough: each write is durable when it is done */
+	bool unsafe;	  /* cache=unsafe: flushes are ignored */
+	bool unmap;	  /* discard=unmap */
+
+	struct nbd_handle *nbd; /* NULL: not connected */
+	int fd;			/* of the connection, registered with the loop; -1: not. libnbd forgets its own when the server closes */
+	uint32_t events;	/* that the loop watches for */
+	struct slot slot[SLOTS];
+	struct track track[SLOTS + 1]; /* one for each command and one for the request that is being started */
+	unsigned in_flight;
+	struct slot *completed;
+	struct block_request *waiting, **waiting_tail;	 /* not started, or in part (the first) */
+	struct track *head;				 /* of the first in the queue, if it was started */
+	uint64_t head_done;				 /* bytes of it that were issued */
+	struct block_request *finished, **finished_tail; /* node_private is the result */
+	bool delivering;
+	uint8_t *zeroes; /* PIECE_MAX of them, for servers without write-zeroes */
+	struct vtimer timer;
+	bool timer_armed;
+
+	bool unflushed;	 /* writes were done since the last flush */
+	bool lost_writes; /* some of them with a connection that is gone */
+
+	unsigned backoff; /* seconds */
+	int ready_fd;	  /* eventfd: the thread is done */
+	bool connecting;
+	pthread_t thread;
+	atomic_bool cancel;
+	/* The thread's, until it has written ready_fd. */
+	struct nbd_handle *fresh;
+	struct export fresh_export;
+	struct error fresh_error;
+
+	pthread_mutex_t pread_lock;
+	struct nbd_handle *pread_nbd; /* [pread_lock] */
+	struct export pread_export;   /* [pread_lock] */
+	uint8_t *pread_buf;	      /* [pread_lock] */
+};
+
+/* --- connecting: in open, or on a thread --- */
+
+static bool power_of_two(uint64_t v)
+{
+	return v && !(v & (v - 1));
+}
+
+static int flag_of(int answer)
+{
+	return answer > 0;
+}
+
+static int learn_export(struct nbd_handle *h, const struct target *t, struct export *x, struct error *err)
+{
+	int64_t size = nbd_get_size(h);
+	if (size < 512)
+		return error_set(err, EPROTO, "%s: the NBD server %s gives no usable size for its export (%" PRId64 " bytes)", t->option, t->uri, size);
+	int64_t minimum = nbd_get_block_size(h, LIBNBD_SIZE_MINIMUM), preferred = nbd_get_block_size(h, LIBNBD_SIZE_PREFERRED),
+		maximum = nbd_get_block_size(h, LIBNBD_SIZE_MAXIMUM);
+	if (minimum < 1)
+		minimum = 1;
+	if (!power_of_two((uint64_t)minimum) || minimum > 4096)
+		return error_set(err, ENOTSUP, "%s: the NBD server %s wants requests in multiples of %" PRId64 " bytes; at most 4096 can be had", t->option,
+				 t->uri, minimum);
+	if (preferred < minimum || !power_of_two((uint64_t)preferred))
+		preferred = 4096;
+	if (maximum < minimum || maximum > PIECE_MAX)
+		maximum = PIECE_MAX;
+	maximum -= maximum % (minimum > 512 ? minimum : 512);
+	if (maximum <= 0)
+		return error_set(err, ENOTSUP, "%s: the NBD server %s takes no request of even one sector", t->option, t->uri);
+	uint64_t unit = minimum > 512 ? 4096 : 512;
+	*x = (struct export){
+		.size = (uint64_t)size - (uint64_t)size % unit,
+		.minimum = (uint32_t)minimum,
+		.preferred = preferred > 65536 ? 65536 : (uint32_t)preferred,
+		.maximum = (uint64_t)maximum,
+		.read_only = nbd_is_read_only(h) != 0,
+		.can_flush = flag_of(nbd_can_flush(h)),
+		.can_fua = flag_of(nbd_can_fua(h)),
+		.can_trim = flag_of(nbd_can_trim(h)),
+		.can_zero = flag_of(nbd_can_zero(h)),
+	};
+	if (!x->size)
+		return error_set(err, EPROTO, "%s: the export of the NBD server %s is smaller than a sector", t->option, t->uri);
+	return 0;
+}
+
+static int configure(struct nbd_handle *h, const struct target *t)
+{
+	if (nbd_set_uri_allow_transports(h, LIBNBD_ALLOW_TRANSPORT_TCP | LIBNBD_ALLOW_TRANSPORT_UNIX) < 0)
+		return -1;
+	if (t->certificates && nbd_set_tls_certificates(h, t->certificates) < 0)
+		return -1;
+	if (t->psk && nbd_set_tls_psk_file(h, t->psk) < 0)
+		return -1;
+	if (t->user && nbd_set_tls_username(h, t->user) < 0)
+		return -1;
+	return nbd_aio_connect_uri(h, t->uri);
+}
+
+/* libnbd's words, without the name of its function in front. */
+static const char *why(void)
+{
+	const char *text = nbd_get_error();
+	if (!text)
+		return "no reason given";
+	const char *colon = strstr(text, ": ");
+	return colon && !strncmp(text, "nbd_", 4) ? colon + 2 : text;
+}
+
+/* Connect and shake hands until `cancel` or the time is over. */
+static int connect_to(struct nbd_handle **out, struct export *x, const struct target *t, const atomic_bool *cancel, struct error *err)
+{
+	*out = NULL;
+	struct nbd_handle *h = nbd_create();
+	if (!h)
+		return error_set(err, ENOMEM, "%s: cannot start the NBD client for %s: %s", t->option, t->uri, why());
+	uint64_t end = clock_ns() + t->timeout_ns;
+	int r = configure(h, t);
+	if (r < 0)
+		r = error_set(err, nbd_get_errno() ? nbd_get_errno() : EINVAL, "%s: cannot connect to %s: %s", t->option, t->uri, why());
+	while (r == 0 && nbd_aio_is_connecting(h) > 0) {
+		uint64_t now = clock_ns();
+		if (now >= end)
+			r = error_set(err, ETIMEDOUT,
+				      "%s: the NBD server %s does not answer (one that takes a single client may be busy: qemu-nbd has --shared)", t->option,
+				      t->uri);
+		else if (cancel && atomic_load(cancel))
+			r = error_set(err, ECANCELED, "%s: connecting to %s was given up", t->option, t->uri);
+		else if (nbd_poll(h, 100) < 0)
+			r = error_set(err, nbd_get_errno() ? nbd_get_errno() : EIO, "%s: cannot connect to %s: %s", t->option, t->uri, why());
+	}
+	if (r == 0 && nbd_aio_is_ready(h) <= 0)
+		r = error_set(err, EPROTO, "%s: cannot connect to %s: the server closed the connection", t->option, t->uri);
+	if (r == 0)
+		r = learn_export(h, t, x, err);
+	if (r < 0) {
+		nbd_close(h);
+		return r;
+	}
+	*out = h;
+	return 0;
+}
+
+/* --- requests --- */
+
+static int result_of(const struct block_request *r, int error)
+{
+	switch (error) {
+	case 0: return 0;
+	case ENOSPC: return -ENOSPC;
+	case EPERM: return -EROFS;
+	case EINVAL: return -EINVAL;
+	case ENOMEM: return -ENOMEM;
+	case ENOTSUP: return r->op == BLOCK_DISCARD ? 0 : -EIO; /* advice only */
+	default: return -EIO;
+	}
+}
+
+static void finish(struct nbd_node *n, struct block_request *r, int result)
+{
+	if (result == 0 && (r->op == BLOCK_WRITE || r->op == BLOCK_WRITE_ZEROES) && !n->fua)
+		n->unflushed = true;
+	r->node_private = (void *)(intptr_t)result;
+	r->next = NULL;
+	*n->finished_tail = r;
+	n->finished_tail = &r->next;
+}
+
+static void track_settle(struct nbd_node *n, struct track *t)
+{
+	if (!t->issued || t->pieces)
+		return;
+	struct block_request *r = t->r;
+	t->r = NULL;
+	finish(n, r, t->result);
+}
+
+static void dequeue(struct nbd_node *n)
+{
+	n->waiting = n->waiting->next;
+	if (!n->waiting)
+		n->waiting_tail = &n->waiting;
+	n->head = NULL;
+	n->head_done = 0;
+}
+
+/* libnbd calls this from inside its own functions and with its own lock: note it down only. */
+static int command_done(void *opaque, int *error)
+{
+	struct slot *s = opaque;
+	s->error = *error;
+	s->next = s->node->completed;
+	s->node->completed = s;
+	return 1;
+}
+
+static void copy_iov(const struct block_request *r, uint64_t skip, uint8_t *bounce, uint64_t len, bool to_iov)
+{
+	for (unsigned i = 0; i < r->niov && len; i++) {
+		uint64_t room = r->iov[i].iov_len;
+		if (skip >= room) {
+			skip -= room;
+			continue;
+		}
+		uint64_t n = room - skip < len ? room - skip : len;
+		uint8_t *p = (uint8_t *)r->iov[i].iov_base + skip;
+		if (to_iov)
+			memcpy(p, bounce, n);
+		else
+			memcpy(bounce, p, n);
+		bounce += n;
+		len -= n;
+		skip = 0;
+	}
+}
+
+/* The memory of [skip, skip+len) of the request if it is contiguous, else NULL. */
+static uint8_t *contiguous(const struct block_request *r, uint64_t skip, uint64_t len)
+{
+	uint8_t *start = NULL;
+	uint64_t have = 0;
+	for (unsigned i = 0; i < r->niov && have < len; i++) {
+		uint64_t room = r->iov[i].iov_len;
+		if (skip >= room) {
+			skip -= room;
+			continue;
+		}
+		uint8_t *p = (uint8_t *)r->iov[i].iov_base + skip;
+		if (start && p != start + have)
+			return NULL;
+		if (!start)
+			start = p;
+		have += room - skip;
+		skip = 0;
+	}
+	return have >= len ? start : NULL;
+}
+
+static void reap(struct nbd_node *n)
+{
+	while (n->completed) {
+		struct slot *s = n->completed;
+		n->completed = s->next;
+		struct track *t = s->track;
+		if (s->error == 0 && s->copy)
+			copy_iov(t->r, s->skip, s->bounce, s->len, true);
+		if (s->error && !t->result)
+			t->result = result_of(t->r, s->error);
+		s->track = NULL;
+		n->in_flight--;
+		t->pieces--;
+		track_settle(n, t);
+	}
+}
+
+static void arm_timer(struct nbd_node *n, uint64_t deadline)
+{
+	vtimer_arm(&n->timer, deadline);
+	n->timer_armed = true;
+}
+
+static void unwatch(struct nbd_node *n)
+{
+	if (n->fd >= 0)
+		loop_del_fd(n->loop, n->fd);
+	n->fd = -1;
+	n->events = 0;
+}
+
+/* The connection is over: everything fails, and the next try is planned. */
+static void lost(struct nbd_node *n, const char *reason)
+{
+	if (!n->nbd)
+		return;
+	log_warn("%s: the connection to %s is lost (%s); its requests fail until it is back", n->target.option, n->target.uri, reason);
+	unwatch(n);
+	nbd_close(n->nbd);
+	n->nbd = NULL;
+	n->lost_writes |= n->unflushed;
+	reap(n);
+	for (unsigned i = 0; i < SLOTS; i++) {
+		struct slot *s = &n->slot[i];
+		if (!s->track)
+			continue;
+		s->error = EIO;
+		s->next = n->completed;
+		n->completed = s;
+	}
+	reap(n);
+	n->backoff = 1;
+	arm_timer(n, clock_ns() + n->backoff * NS_PER_SEC);
+}
+
+static void watch(struct nbd_node *n);
+
+/* Fail the queue: there is no connection. */
+static void fail_waiting(struct nbd_node *n)
+{
+	while (n->waiting) {
+		struct block_request *r = n->waiting;
+		struct track *t = n->head;
+		dequeue(n);
+		if (!t) {
+			finish(n, r, -EIO);
+			continue;
+		}
+		t->result = -EIO;
+		t->issued = true;
+		track_settle(n, t);
+	}
+}
+
+static struct slot *free_slot(struct nbd_node *n)
+{
+	for (unsigned i = 0; i < SLOTS; i++)
+		if (!n->slot[i].track)
+			return &n->slot[i];
+	return NULL;
+}
+
+static struct track *free_track(struct nbd_node *n)
+{
+	for (unsigned i = 0; i < SLOTS + 1; i++)
+		if (!n->track[i].r)
+			return &n->track[i];
+	return NULL;
+}
+
+/* Requests that need nothing of the server: their result, or 1. */
+static int answer_here(struct nbd_node *n, const struct block_request *r)
+{
+	if (r->op == BLOCK_FLUSH) {
+		if (n->unsafe)
+			return 0;
+		if (n->lost_writes) {
+			n->lost_writes = false;
+			log_warn("%s: writes that were not flushed when the connection to %s was lost may be gone; the flush fails", n->target.option,
+				 n->target.uri);
+			return -EIO;
+		}
+		return n->export.can_flush ? 1 : 0;
+	}
+	if (r->op == BLOCK_DISCARD && !n->node->info.discard_granularity)
+		return 0;
+	if (r->op != BLOCK_READ && n->node->info.read_only)
+		return -EROFS;
+	return r->len ? 1 : 0;
+}
+
+/* Bounce buffer of the slot, allocated when it is first needed. */
+static uint8_t *bounce(struct slot *s)
+{
+	if (!s->bounce)
+		s->bounce = malloc(PIECE_MAX);
+	return s->bounce;
+}
+
+/* Send one command for [skip, skip+s->len) of r. 0 or an errno. */
+static int send_piece(struct nbd_node *n, struct slot *s, struct block_request *r)
+{
+	nbd_completion_callback cb = { .callback = command_done, .user_data = s };
+	uint64_t offset = r->offset + s->skip;
+	uint32_t fua = n->fua ? LIBNBD_CMD_FLAG_FUA : 0;
+	uint8_t *p;
+	int64_t cookie = -1;
+	switch (r->op) {
+	case BLOCK_READ:
+		p = contiguous(r, s->skip, s->len);
+		s->copy = !p;
+		if (!p && !(p = bounce(s)))
+			return ENOMEM;
+		cookie = nbd_aio_pread(n->nbd, p, s->len, offset, cb, 0);
+		break;
+	case BLOCK_WRITE:
+		p = contiguous(r, s->skip, s->len);
+		if (!p) {
+			if (!(p = bounce(s)))
+				return ENOMEM;
+			copy_iov(r, s->skip, p, s->len, false);
+		}
+		cookie = nbd_aio_pwrite(n->nbd, p, s->len, offset, cb, fua);
+		break;
+	case BLOCK_WRITE_ZEROES:
+		if (n->export.can_zero) {
+			uint32_t keep = r->flags & BLOCK_MAY_UNMAP && n->unmap ? 0 : LIBNBD_CMD_FLAG_NO_HOLE;
+			cookie = nbd_aio_zero(n->nbd, s->len, offset, cb, fua | keep);
+			break;
+		}
+		if (!n->zeroes && !(n->zeroes = calloc(1, PIECE_MAX)))
+			return ENOMEM;
+		cookie = nbd_aio_pwrite(n->nbd, n->zeroes, s->len, offset, cb, fua);
+		break;
+	case BLOCK_DISCARD:
+		cookie = nbd_aio_trim(n->nbd, s->len, offset, cb, 0);
+		break;
+	case BLOCK_FLUSH:
+		n->unflushed = false; /* if it fails, the guest is told by that */
+		cookie = nbd_aio_flush(n->nbd, cb, 0);
+		break;
+	}
+	if (cookie >= 0)
+		return 0;
+	int code = nbd_get_errno();
+	return code ? code : EIO;
+}
+
+/* Start one piece of the first request. False: no slot is free. */
+static bool issue(struct nbd_node *n)
+{
+	struct block_request *r = n->waiting;
+	if (!n->head) {
+		int here = answer_here(n, r);
+		if (here <= 0) {
+			dequeue(n);
+			finish(n, r, here);
+			return true;
+		}
+	}
+	struct slot *s = free_slot(n);
+	if (!s)
+		return false;
+	if (!n->head) {
+		n->head = free_track(n);
+		if (!n->head)
+			return false;
+		*n->head = (struct track){ .r = r };
+	}
+	struct track *t = n->head;
+	bool payload = r->op == BLOCK_READ || r->op == BLOCK_WRITE || (r->op == BLOCK_WRITE_ZEROES && !n->export.can_zero);
+	uint64_t most = payload ? n->export.maximum : RANGE_MAX, left = r->op == BLOCK_FLUSH ? 0 : r->len - n->head_done;
+	s->skip = n->head_done;
+	s->len = left < most ? left : most;
+	s->copy = false;
+	s->error = 0;
+	s->since = clock_ns();
+	s->track = t;
+	t->pieces++;
+	n->in_flight++;
+	n->head_done += s->len;
+	if (s->len == left) {
+		dequeue(n);
+		t->issued = true;
+	}
+	int code = send_piece(n, s, r);
+	if (code) {
+		s->error = code;
+		s->next = n->completed;
+		n->completed = s;
+	}
+	return true;
+}
+
+static void pump(struct nbd_node *n)
+{
+	while (n->nbd && n->waiting && issue(n)) {
+		if (nbd_aio_is_dead(n->nbd) || nbd_aio_is_closed(n->nbd))
+			lost(n, "the server closed it");
+		else
+			reap(n);
+	}
+	if (!n->nbd)
+		fail_waiting(n);
+	else if (n->in_flight && !n->timer_armed)
+		arm_timer(n, clock_ns() + n->timeout_ns);
+}
+
+/* Read and write as far as it goes without waiting. */
+static void serve_socket(struct nbd_node *n)
+{
+	for (int i = 0; i < EVENTS_A_TURN && n->nbd; i++) {
+		unsigned direction = nbd_aio_get_direction(n->nbd);
+		struct pollfd p = { .fd = nbd_aio_get_fd(n->nbd) };
+		if (direction & LIBNBD_AIO_DIRECTION_READ)
+			p.events |= POLLIN;
+		if (direction & LIBNBD_AIO_DIRECTION_WRITE)
+			p.events |= POLLOUT;
+		if (!p.events || poll(&p, 1, 0) <= 0)
+			break;
+		/* One a turn: the first may change what the other means. */
+		int r = 0;
+		if (direction & LIBNBD_AIO_DIRECTION_READ && p.revents & (POLLIN | POLLHUP | POLLERR))
+			r = nbd_aio_notify_read(n->nbd);
+		else if (p.revents & (POLLOUT | POLLHUP | POLLERR))
+			r = nbd_aio_notify_write(n->nbd);
+		if (r < 0 || nbd_aio_is_dead(n->nbd) || nbd_aio_is_closed(n->nbd)) {
+			lost(n, r < 0 ? why() : "the server closed it");
+			break;
+		}
+		if (n->completed)
+			reap(n);
+	}
+	pump(n);
+}
+
+/* Call `done` of what is complete. They may submit and kick again. */
+static void deliver(struct nbd_node *n)
+{
+	if (n->delivering)
+		return;
+	n->delivering = true;
+	while (n->finished) {
+		struct block_request *r = n->finished;
+		n->finished = r->next;
+		if (!n->finished)
+			n->finished_tail = &n->finished;
+		int result = (int)(intptr_t)r->node_private;
+		r->done(r, result);
+	}
+	n->delivering = false;
+}
+
+static void on_socket(void *opaque, uint32_t revents)
+{
+	struct nbd_node *n = opaque;
+	(void)revents;
+	serve_socket(n);
+	deliver(n);
+	watch(n);
+}
+
+static void watch(struct nbd_node *n)
+{
+	if (!n->nbd)
+		return;
+	unsigned direction = nbd_aio_get_direction(n->nbd);
+	uint32_t events = (direction & LIBNBD_AIO_DIRECTION_READ ? EPOLLIN : 0u) | (direction & LIBNBD_AIO_DIRECTION_WRITE ? EPOLLOUT : 0u);
+	if (events == n->events)
+		return;
+	n->events = events;
+	n->fd = nbd_aio_get_fd(n->nbd);
+	if (loop_add_fd(n->loop, n->fd, events, on_socket, n) < 0)
+		lost(n, "the event loop cannot watch it"); /* the timer delivers what that fails */
+}
+
+static void check_timeout(struct nbd_node *n)
+{
+	uint64_t now = clock_ns(), oldest = UINT64_MAX;
+	for (unsigned i = 0; i < SLOTS; i++)
+		if (n->slot[i].track && n->slot[i].since < oldest)
+			oldest = n->slot[i].since;
+	if (oldest == UINT64_MAX)
+		return;
+	if (now >= oldest + n->timeout_ns) {
+		lost(n, "a request was not answered in time");
+		fail_waiting(n);
+	} else if (!n->timer_armed) {
+		arm_timer(n, oldest + n->timeout_ns);
+	}
+}
+
+/* --- connecting again --- */
+
+static void *connect_thread(void *opaque)
+{
+	struct nbd_node *n = opaque;
+	connect_to(&n->fresh, &n->fresh_export, &n->target, &n->cancel, &n->fresh_error);
+	uint64_t one = 1;
+	ssize_t w = write(n->ready_fd, &one, sizeof(one));
+	(void)w;
+	return NULL;
+}
+
+static void on_ready(void *opaque, uint32_t revents)
+{
+	struct nbd_node *n = opaque;
+	uint64_t count;
+	(void)revents;
+	if (read(n->ready_fd, &count, sizeof(count)) != sizeof(count) || !n->connecting)
+		return;
+	pthread_join(n->thread, NULL);
+	n->connecting = false;
+	const struct export *x = &n->fresh_export;
+	if (n->fresh && (x->size != n->export.size || x->minimum > n->node->info.logical_block || (x->read_only && !n->node->info.read_only) ||
+			 (n->fua && !x->can_fua))) {
+		/* A guest has been told otherwise. */
+		log_warn("%s: %s is back with another size or other abilities; restart the machine to use it", n->target.option, n->target.uri);
+		nbd_close(n->fresh);
+		n->fresh = NULL;
+	}
+	if (!n->fresh) {
+		n->backoff = n->backoff * 2 < BACKOFF_MAX ? n->backoff * 2 : BACKOFF_MAX;
+		arm_timer(n, clock_ns() + n->backoff * NS_PER_SEC);
+		return;
+	}
+	n->nbd = n->fresh;
+	n->fresh = NULL;
+	n->export = *x;
+	log_warn("%s: %s is connected again", n->target.option, n->target.uri);
+	watch(n);
+}
+
+static void on_timer(void *opaque)
+{
+	struct nbd_node *n = opaque;
+	n->timer_armed = false;
+	if (n->nbd)
+		check_timeout(n);
+	else
+		fail_waiting(n);
+	deliver(n);
+	if (n->nbd || n->connecting || n->timer_armed)
+		return;
+	n->connecting = true;
+	n->fresh = NULL;
+	if (pthread_create(&n->thread, NULL, connect_thread, n)) {
+		n->connecting = false;
+		arm_timer(n, clock_ns() + BACKOFF_MAX * NS_PER_SEC);
+	}
+}
+
+/* --- the driver --- */
+
+static void nbd_node_free(struct nbd_node *n)
+{
+	if (n->connecting) {
+		atomic_store(&n->cancel, true);
+		pthread_join(n->thread, NULL);
+		nbd_close(n->fresh);
+	}
+	if (n->timer.loop)
+		vtimer_cancel(&n->timer);
+	if (n->ready_fd >= 0) {
+		loop_del_fd(n->loop, n->ready_fd);
+		close(n->ready_fd);
+	}
+	unwatch(n);
+	struct nbd_handle *handles[] = { n->nbd, n->pread_nbd };
+	for (unsigned i = 0; i < 2; i++) {
+		struct nbd_handle *h = handles[i];
+		if (!h)
+			continue;
+		/* Say good-bye, but do not wait for long. */
+		if (nbd_aio_is_ready(h) > 0 && nbd_aio_disconnect(h, 0) == 0)
+			for (int j = 0; j < 5 && nbd_aio_is_closed(h) == 0 && nbd_aio_is_dead(h) == 0; j++)
+				if (nbd_poll(h, 50) < 0)
+					break;
+		nbd_close(h);
+	}
+	for (unsigned i = 0; i < SLOTS; i++)
+		free(n->slot[i].bounce);
+	free(n->zeroes);
+	free(n->pread_buf);
+	free(n->target.uri);
+	free(n->target.certificates);
+	free(n->target.user);
+	free(n->target.psk);
+	pthread_mutex_destroy(&n->pread_lock);
+	free(n);
+}
+
+static char *copy_of(const char *text)
+{
+	return text ? strdup(text) : NULL;
+}
+
+static int read_options(struct nbd_node *n, const struct block_open *o, struct error *err)
+{
+	struct target *t = &n->target;
+	uint64_t seconds = 30;
+	t->option = o->option;
+	t->uri = strdup(o->name);
+	if (o->kv) {
+		t->certificates = copy_of(keyval_get(o->kv, "tls-certs"));
+		t->user = copy_of(keyval_get(o->kv, "tls-user"));
+		t->psk = copy_of(keyval_get(o->kv, "tls-psk"));
+		int r = keyval_u64(o->kv, "timeout", 1, 3600, &seconds, err);
+		if (r < 0)
+			return r;
+	}
+	n->timeout_ns = seconds * NS_PER_SEC;
+	t->timeout_ns = n->timeout_ns < CONNECT_NS ? n->timeout_ns : CONNECT_NS;
+	if (!t->uri)
+		return error_set(err, ENOMEM, "out of memory for %s", o->name);
+	if ((t->certificates || t->user || t->psk) && strncmp(t->uri, "nbds", 4))
+		return error_set(err, EINVAL, "%s: tls- keys need a URI that begins with nbds:// or nbds+unix://, and %s does not", o->option, t->uri);
+	if (!strncmp(t->uri, "nbds", 4)) {
+		/* Left to itself libnbd takes a folder of its own, and before 1.18.5 believes any certificate if there is none. */
+		if (!t->certificates && !t->psk)
+			return error_set(err, EINVAL, "%s: %s needs tls-certs=DIR (with ca-cert.pem) or tls-psk=FILE to know its server by", o->option, t->uri);
+		struct nbd_handle *h = nbd_create();
+		int tls = h ? nbd_supports_tls(h) : 1;
+		nbd_close(h);
+		if (tls == 0)
+			return error_set(err, ENOTSUP, "%s: this build's libnbd has no TLS; use nbd:// in a trusted network", o->option);
+	}
+	if (t->psk && access(t->psk, R_OK) < 0)
+		return error_set(err, errno, "%s: cannot read tls-psk=%s: %s", o->option, t->psk, strerror(errno));
+	if (t->certificates) {
+		char ca[1024];
+		snprintf(ca, sizeof(ca), "%s/ca-cert.pem", t->certificates);
+		if (access(ca, R_OK) < 0)
+			return error_set(err, errno, "%s: cannot read %s: %s; tls-certs= names the folder that it is in", o->option, ca, strerror(errno));
+	}
+	return 0;
+}
+
+static void describe_export(struct nbd_node *n, const struct block_open *o)
+{
+	const struct export *x = &n->export;
+	struct block_info *info = &n->node->info;
+	*info = (struct block_info){
+		.size = x->size,
+		.logical_block = x->minimum > 512 ? 4096 : 512,
+		.physical_block = x->preferred > 4096 ? x->preferred : 4096,
+		.read_only = x->read_only || o->read_only,
+		.write_cache = x->can_flush && !n->fua,
+		.format = "nbd",
+	};
+	if (o->discard && x->can_trim && !info->read_only)
+		info->discard_granularity = x->preferred > info->logical_block ? x->preferred : info->logical_block;
+}
+
+static int nbd_node_open(struct block_node *node, const struct block_open *o, struct error *err)
+{
+	struct nbd_node *n = calloc(1, sizeof(*n));
+	if (!n)
+		return error_set(err, ENOMEM, "out of memory for %s", o->name);
+	n->node = node;
+	n->loop = o->loop;
+	n->fd = n->ready_fd = -1;
+	n->waiting_tail = &n->waiting;
+	n->finished_tail = &n->finished;
+	n->unmap = o->discard;
+	n->unsafe = o->cache == CACHE_UNSAFE;
+	pthread_mutex_init(&n->pread_lock, NULL);
+	for (unsigned i = 0; i < SLOTS; i++)
+		n->slot[i].node = n;
+	int r = read_options(n, o, err);
+	if (r == 0)
+		r = connect_to(&n->nbd, &n->export, &n->target, NULL, err);
+	if (r == 0 && (o->cache == CACHE_WRITETHROUGH || o->cache == CACHE_DIRECTSYNC) && !o->read_only) {
+		n->fua = true;
+		if (!n->export.can_fua && n->export.can_flush && !n->export.read_only)
+			r = error_set(err, ENOTSUP, "%s: the server %s cannot write through its cache; use cache=writeback", o->option, o->name);
+		n->fua = n->export.can_fua;
+	}
+	if (r == 0) {
+		describe_export(n, o);
+		n->ready_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+		if (n->ready_fd < 0)
+			r = error_set(err, errno, "%s: cannot make an eventfd: %s", o->option, strerror(errno));
+	}
+	if (r == 0) {
+		vtimer_init(&n->timer, o->loop, on_timer, n);
+		r = loop_add_fd(o->loop, n->ready_fd, EPOLLIN, on_ready, n);
+		if (r < 0)
+			error_set(err, -r, "%s: the event loop cannot watch %s: %s", o->option, o->name, strerror(-r));
+	}
+	if (r < 0) {
+		nbd_node_free(n);
+		return r;
+	}
+	node->priv = n;
+	watch(n);
+	return 0;
+}
+
+static void nbd_node_close(struct block_node *node)
+{
+	nbd_node_free(node->priv);
+	node->priv = NULL;
+}
+
+static void nbd_node_submit(struct block_node *node, struct block_request *r)
+{
+	struct nbd_node *n = node->priv;
+	r->next = NULL;
+	*n->waiting_tail = r;
+	n->waiting_tail = &r->next;
+}
+
+static void nbd_node_kick(struct block_node *node)
+{
+	struct nbd_node *n = node->priv;
+	pump(n);
+	if (n->nbd) {
+		serve_socket(n);
+		check_timeout(n);
+	}
+	deliver(n);
+	watch(n);
+}
+
+/* One aligned read on the second connection. */
+static int pread_piece(struct nbd_node *n, void *buf, uint64_t len, uint64_t offset)
+{
+	struct nbd_handle *h = n->pread_nbd;
+	int64_t cookie = nbd_aio_pread(h, buf, len, offset, NBD_NULL_COMPLETION, 0);
+	if (cookie < 0)
+		return -(nbd_get_errno() ? nbd_get_errno() : EIO);
+	uint64_t end = clock_ns() + n->timeout_ns;
+	for (;;) {
+		int done = nbd_aio_command_completed(h, (uint64_t)cookie);
+		if (done > 0)
+			return 0;
+		if (done < 0)
+			return -EIO;
+		if (clock_ns() >= end || nbd_poll(h, 100) < 0)
+			break;
+	}
+	/* The buffer is the caller's from now on: libnbd must forget the command. */
+	nbd_close(h);
+	n->pread_nbd = NULL;
+	return -EIO;
+}
+
+static int pread_locked(struct nbd_node *n, uint8_t *buf, uint64_t len, uint64_t offset)
+{
+	if (n->pread_nbd && nbd_aio_is_ready(n->pread_nbd) <= 0 && nbd_aio_is_processing(n->pread_nbd) <= 0) {
+		nbd_close(n->pread_nbd);
+		n->pread_nbd = NULL;
+	}
+	if (!n->pread_nbd) {
+		struct error err;
+		int r = connect_to(&n->pread_nbd, &n->pread_export, &n->target, &n->cancel, &err);
+		if (r < 0) {
+			log_warn("%s", err.text);
+			return -EIO;
+		}
+	}
+	const struct export *x = &n->pread_export;
+	if (len > x->size || offset > x->size - len)
+		return -EIO;
+	uint64_t mask = x->minimum - 1;
+	while (len) {
+		uint64_t start = offset & ~mask, skip = offset - start;
+		uint64_t some = len < x->maximum - skip ? len : x->maximum - skip, span = (skip + some + mask) & ~mask;
+		bool direct = !skip && span == some;
+		if (!direct && !n->pread_buf && !(n->pread_buf = malloc(PIECE_MAX)))
+			return -ENOMEM;
+		int r = pread_piece(n, direct ? buf : n->pread_buf, span, start);
+		if (r < 0)
+			return r;
+		if (!direct)
+			memcpy(buf, n->pread_buf + skip, some);
+		buf += some;
+		offset += some;
+		len -= some;
+	}
+	return 0;
+}
+
+static int nbd_node_pread(struct block_node *node, void *buf, uint64_t len, uint64_t offset)
+{
+	struct nbd_node *n = node->priv;
+	pthread_mutex_lock(&n->pread_lock);
+	int r = pread_locked(n, buf, len, offset);
+	pthread_mutex_unlock(&n->pread_lock);
+	return r;
+}
+
+const struct block_driver block_nbd = {
+	.name = "nbd",
+	.open = nbd_node_open,
+	.close = nbd_node_close,
+	.submit = nbd_node_submit,
+	.kick = nbd_node_kick,
+	.pread = nbd_node_pread,
+};
