@@ -17,7 +17,6 @@
 #include "accel/kvm/probe.h"
 #include "base/error.h"
 #include "base/log.h"
-#include "cpu/x86/cpuid.h"
 #include "cpu/x86/state.h"
 #include "mem/ram.h"
 
@@ -421,27 +420,6 @@ static int kvm_vm_create(struct accel_vm **out, const struct accel_vm_config *co
 	return 0;
 }
 
-static int set_cpuid(struct accel_vcpu *v)
-{
-	const struct x86_cpuid_table *t = v->config.cpuid;
-	struct kvm_cpuid2 *k = calloc(1, sizeof(*k) + X86_CPUID_MAX * sizeof(k->entries[0]));
-	if (!k)
-		return -ENOMEM;
-	for (int i = 0; t && i < t->n; i++)
-		k->entries[k->nent++] = (struct kvm_cpuid_entry2){
-			.function = t->leaf[i].leaf,
-			.index = t->leaf[i].subleaf,
-			.flags = t->leaf[i].has_subleaf ? KVM_CPUID_FLAG_SIGNIFCANT_INDEX : 0,
-			.eax = t->leaf[i].eax,
-			.ebx = t->leaf[i].ebx,
-			.ecx = t->leaf[i].ecx,
-			.edx = t->leaf[i].edx,
-		};
-	int r = ioctl(v->fd, KVM_SET_CPUID2, k) < 0 ? -errno : 0;
-	free(k);
-	return r;
-}
-
 static void kvm_vcpu_destroy(struct accel_vcpu *v)
 {
 	kvm_step_destroy(v->step);
@@ -462,7 +440,7 @@ static int start_vcpu(struct accel_vcpu *v, struct error *err)
 	if (run == MAP_FAILED)
 		return error_set(err, errno, "cannot map vCPU %u: %s", v->config.index, strerror(errno));
 	v->run = run;
-	int r = set_cpuid(v);
+	int r = kvm_cpuid_set(v);
 	if (r)
 		return error_set(err, -r, "KVM does not take the CPUID table of vCPU %u: %s", v->config.index, strerror(-r));
 	r = kvm_state_init(v);

@@ -14,6 +14,7 @@
 #include <stdint.h>
 
 #include "accel/accel.h"
+#include "cpu/x86/cpuid.h"
 
 struct guest_ram;
 struct kvm_step;
@@ -28,6 +29,7 @@ struct accel_vm {
 struct accel_vcpu {
 	struct accel_vm *vm;
 	struct accel_vcpu_config config;
+	struct x86_cpuid_table cpuid; /* config.cpuid less what this KVM cannot do */
 	int fd;
 	struct kvm_run *run; /* shared with the kernel */
 	struct kvm_step *step; /* made when KVM first gives up on an instruction */
@@ -49,6 +51,11 @@ int kvm_state_init(struct accel_vcpu *v);
 /* All registers out of and into the kernel. 0 or -errno of the first call that failed. */
 int kvm_state_get(struct accel_vcpu *v, struct x86_state *out);
 int kvm_state_set(struct accel_vcpu *v, const struct x86_state *in);
+
+/* --- cpuid.c --- */
+
+/* Tell KVM the vCPU's CPUID table, less the features it lacks; v->cpuid is what the guest then sees. 0 or -errno. */
+int kvm_cpuid_set(struct accel_vcpu *v);
 
 /* --- step.c --- */
 

@@ -129,7 +129,7 @@ static struct kvm_step *step_create(struct accel_vcpu *v)
 		return NULL;
 	}
 	step->emu.mem = (struct mmu_mem){ .pte = step_pte, .opaque = v->vm->ram };
-	step->emu.cpuid = v->config.cpuid;
+	step->emu.cpuid = &v->cpuid;
 	return step;
 }
 
