@@ -32,7 +32,7 @@ MAY_INCLUDE = {
     "accel/accel.h": ["base", "mem", "cpu"],
     "accel": ["base", "mem", "cpu", "guestabi"],
     "accel/common": ["base", "cpu", "accel/accel.h"],
-    "accel/kvm": ["base", "mem", "cpu", "accel/accel.h"],
+    "accel/kvm": ["base", "mem", "cpu", "accel/accel.h", "accel/common"],
     "accel/interp": ["base", "mem", "cpu", "guestabi", "accel/accel.h", "accel/common"],
     "accel/fake": ["base", "mem", "cpu", "accel/accel.h", "accel/common"],
     "accel/dbt": ["base", "mem", "cpu", "guestabi", "accel/accel.h", "accel/common"],

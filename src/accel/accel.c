@@ -6,6 +6,7 @@
 static const struct accel_ops *const accels[] = {
 	&accel_dbt,
 	&accel_interp,
+	&accel_kvm,
 	NULL,
 };
 

@@ -155,6 +155,7 @@ struct accel_ops {
 
 extern const struct accel_ops accel_interp;
 extern const struct accel_ops accel_dbt;
+extern const struct accel_ops accel_kvm;
 
 /* The accelerator called `name`, or NULL. accel_list returns a NULL-terminated array in order of preference. */
 const struct accel_ops *accel_find(const char *name);

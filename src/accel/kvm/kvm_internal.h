@@ -1,0 +1,72 @@
+/*
+ * Inside accel/kvm: one vCPU of the kernel's KVM (Linux Documentation/virt/kvm/api.rst).
+ *
+ * A vCPU is used by its own thread only, but for `request` and run->immediate_exit, which kicks set. The registers live in the
+ * kernel; x86_state is made from them when somebody asks.
+ */
+#ifndef TRAPLINE_ACCEL_KVM_INTERNAL_H
+#define TRAPLINE_ACCEL_KVM_INTERNAL_H
+
+#include <linux/kvm.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "accel/accel.h"
+#include "cpu/x86/cpuid.h"
+
+struct guest_ram;
+struct kvm_step;
+struct x86_state;
+
+struct accel_vm {
+	int kvm_fd, fd;
+	struct guest_ram *ram;
+	int run_size;
+};
+
+struct accel_vcpu {
+	struct accel_vm *vm;
+	struct accel_vcpu_config config;
+	struct x86_cpuid_table cpuid; /* config.cpuid less what this KVM cannot do */
+	int fd;
+	struct kvm_run *run; /* shared with the kernel */
+	struct kvm_step *step; /* made when KVM first gives up on an instruction */
+	_Atomic unsigned request;  /* [a] */
+	_Atomic bool has_thread;   /* [a] `thread` is inside vcpu_run */
+	pthread_t thread;
+	bool halted;		   /* a HLT has not been ended by an event yet */
+	bool unfinished;	   /* KVM has still to complete the instruction of the last exit */
+	bool irq_window;	   /* interrupts could be taken when the last KVM_RUN returned */
+	uint64_t exits[ACCEL_EXIT_EMULATION_FAILED + 1];
+	uint64_t interrupts, insns_stepped;
+	struct kvm_msrs *msrs;	   /* buffer for state.c: the MSRs of this host that are part of the state */
+};
+
+/* --- state.c --- */
+
+/* Look which MSRs this KVM keeps. 0 or -ENOMEM. */
+int kvm_state_init(struct accel_vcpu *v);
+/* All registers out of and into the kernel. 0 or -errno of the first call that failed. */
+int kvm_state_get(struct accel_vcpu *v, struct x86_state *out);
+int kvm_state_set(struct accel_vcpu *v, const struct x86_state *in);
+
+/* --- cpuid.c --- */
+
+/* Tell KVM the vCPU's CPUID table, less the features it lacks; v->cpuid is what the guest then sees. 0 or -errno. */
+int kvm_cpuid_set(struct accel_vcpu *v);
+
+/* --- step.c --- */
+
+/* Run the one instruction that KVM could not, with our own emulator on the full state. Its exits go to the vCPU's handler. 0 to go on, else
+ * what vcpu_run returns. */
+int kvm_step_run(struct accel_vcpu *v);
+void kvm_step_destroy(struct kvm_step *step);
+
+/* --- kvm.c --- */
+
+/* Hand an exit to the vCPU's handler. */
+int kvm_leave(struct accel_vcpu *v, struct accel_exit *x);
+
+#endif

@@ -1,0 +1,197 @@
+/*
+ * The instruction that KVM could not emulate: run by our own emulator on the full state, then back into the kernel.
+ *
+ * Rare on hardware (emulation is for devices and real mode there), common on a software KVM, whose ring 0 is all emulation.
+ * Nothing is cached from one step to the next but the emulator itself: the kernel's page tables may change in between.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+
+#include "accel/common/emu_exits.h"
+#include "accel/kvm/kvm_internal.h"
+#include "base/clock.h"
+#include "base/error.h"
+#include "cpu/x86/emu.h"
+#include "mem/ram.h"
+
+struct kvm_step {
+	struct x86_state s; /* first: it has the strictest alignment */
+	struct emu emu;
+	struct accel_vcpu *v;
+	int exit_rc; /* non-zero answer of an exit handler inside the instruction */
+};
+
+static void *step_pte(void *opaque, uint64_t gpa, unsigned size)
+{
+	return ram_hva(opaque, gpa, size);
+}
+
+static int op_translate(void *opaque, uint64_t gva, enum mmu_access access, bool user, struct emu_page *out, uint32_t *error)
+{
+	struct kvm_step *step = opaque;
+	struct mmu_result page;
+
+	if (mmu_walk(&step->s, &step->emu.mem, gva, access, user, &page, error))
+		return -1;
+	out->gpa = page.gpa;
+	out->hva = ram_hva(step->v->vm->ram, page.gpa, 1);
+	return 0;
+}
+
+static int leave_op(void *opaque, struct accel_exit *x)
+{
+	struct kvm_step *step = opaque;
+	int rc = kvm_leave(step->v, x);
+	if (rc > 0)
+		step->exit_rc = rc;
+	return rc;
+}
+
+static int op_mmio(void *opaque, uint64_t gpa, unsigned size, bool write, uint64_t *value)
+{
+	return accel_leave_mmio(leave_op, opaque, gpa, size, write, value);
+}
+
+static int op_pio(void *opaque, uint16_t port, unsigned size, bool write, uint32_t *value)
+{
+	return accel_leave_pio(leave_op, opaque, port, size, write, value);
+}
+
+static int op_rdmsr(void *opaque, uint32_t index, uint64_t *value)
+{
+	return accel_leave_rdmsr(leave_op, opaque, index, value);
+}
+
+static int op_wrmsr(void *opaque, uint32_t index, uint64_t value)
+{
+	return accel_leave_wrmsr(leave_op, opaque, index, value);
+}
+
+static int op_hypercall(void *opaque)
+{
+	struct kvm_step *step = opaque;
+	return accel_leave_hypercall(leave_op, step, &step->s);
+}
+
+static uint8_t op_get_cr8(void *opaque)
+{
+	struct kvm_step *step = opaque;
+	return step->v->config.get_cr8 ? step->v->config.get_cr8(step->v->config.opaque) : 0;
+}
+
+static void op_set_cr8(void *opaque, uint8_t value)
+{
+	struct kvm_step *step = opaque;
+	if (step->v->config.set_cr8)
+		step->v->config.set_cr8(step->v->config.opaque, value);
+}
+
+/* KVM_SET_SREGS with other control registers drops the kernel's own translations; a changed page table needs nothing, as shadow paging
+ * write-protects it or the kernel walks it anew. */
+static void op_flush(void *opaque, enum emu_flush kind, uint64_t gva, uint16_t pcid)
+{
+	(void)opaque, (void)kind, (void)gva, (void)pcid;
+}
+
+static uint64_t op_tsc(void *opaque)
+{
+	struct kvm_step *step = opaque;
+	return clock_rdtsc() + step->s.tsc_offset;
+}
+
+static const struct emu_ops step_ops = {
+	.translate = op_translate,
+	.mmio = op_mmio,
+	.pio = op_pio,
+	.rdmsr = op_rdmsr,
+	.wrmsr = op_wrmsr,
+	.get_cr8 = op_get_cr8,
+	.set_cr8 = op_set_cr8,
+	.flush = op_flush,
+	.tsc = op_tsc,
+	.hypercall = op_hypercall,
+};
+
+static struct kvm_step *step_create(struct accel_vcpu *v)
+{
+	size_t align = alignof(struct kvm_step), size = (sizeof(struct kvm_step) + align - 1) & ~(align - 1);
+	struct kvm_step *step = aligned_alloc(align, size);
+	struct error err;
+
+	if (!step)
+		return NULL;
+	memset(step, 0, size);
+	step->v = v;
+	if (emu_init(&step->emu, &step->s, &step_ops, step, &err)) {
+		free(step);
+		return NULL;
+	}
+	step->emu.mem = (struct mmu_mem){ .pte = step_pte, .opaque = v->vm->ram };
+	step->emu.cpuid = &v->cpuid;
+	return step;
+}
+
+void kvm_step_destroy(struct kvm_step *step)
+{
+	if (!step)
+		return;
+	emu_destroy(&step->emu);
+	free(step);
+}
+
+/* An event that KVM was delivering when it gave up: the delivery is what it could not do, so it is ours. */
+static int take_event(struct kvm_step *step, bool *taken, enum emu_result *result)
+{
+	struct kvm_vcpu_events events;
+
+	*taken = true;
+	if (ioctl(step->v->fd, KVM_GET_VCPU_EVENTS, &events) < 0)
+		return -errno;
+	if (events.nmi.injected) {
+		step->s.nmi_pending = events.nmi.pending;
+		*result = emu_interrupt(&step->emu, VEC_NMI);
+	} else if (events.interrupt.injected) {
+		*result = emu_interrupt(&step->emu, events.interrupt.nr);
+	} else if (events.exception.injected || events.exception.pending) {
+		/* The payload is CR2 or DR6, which the registers hold already when no exception payload was asked for. */
+		*result = emu_exception(&step->emu, events.exception.nr, events.exception.has_error_code, events.exception.error_code,
+					step->s.cr2);
+	} else {
+		*taken = false;
+	}
+	return 0;
+}
+
+int kvm_step_run(struct accel_vcpu *v)
+{
+	if (!v->step && !(v->step = step_create(v)))
+		return -ENOMEM;
+	struct kvm_step *step = v->step;
+	enum emu_result result = EMU_OK;
+	bool taken;
+	int r = kvm_state_get(v, &step->s);
+	if (!r)
+		r = take_event(step, &taken, &result);
+	if (r)
+		return r;
+	step->exit_rc = 0;
+	if (!taken)
+		result = emu_step(&step->emu);
+	v->insns_stepped++;
+	if (result == EMU_FAILED) {
+		r = accel_leave_failed(leave_op, step, &step->emu);
+		return r ? r : -EIO;
+	}
+	r = kvm_state_set(v, &step->s);
+	if (r)
+		return r;
+	if (result == EMU_SHUTDOWN) {
+		struct accel_exit x = { .kind = ACCEL_EXIT_SHUTDOWN };
+		r = kvm_leave(v, &x);
+		return r ? r : -EIO;
+	}
+	v->halted = step->s.halted;
+	return step->exit_rc;
+}
