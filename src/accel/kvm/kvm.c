@@ -235,6 +235,8 @@ static int run_once(struct accel_vcpu *v)
 	int r = enter(v);
 	if (r == -EINTR || r == -EAGAIN)
 		return 0;
+	if (r == -EFAULT && v->vm->room)
+		return kvm_step_run(v); /* RAM that is unplugged */
 	if (r < 0)
 		return leave_failed(v, "KVM_RUN failed");
 	uint32_t reason = v->run->exit_reason;
@@ -325,6 +327,49 @@ static void on_kick(int sig)
 	(void)sig; /* it came: KVM_RUN returns with EINTR */
 }
 
+/* --- memory --- */
+
+/* A block of the room that becomes RAM, or is none any more. What KVM maps for the guest follows what is mapped here. */
+static int protect(struct accel_vm *vm, uint64_t gpa, uint64_t len, int protection)
+{
+	return mprotect(vm->room + (gpa - vm->ram->room.gpa), len, protection) ? -errno : 0;
+}
+
+static int plugged(void *opaque, uint64_t gpa, uint64_t len)
+{
+	return protect(opaque, gpa, len, PROT_READ | PROT_WRITE);
+}
+
+static void unplugged(void *opaque, uint64_t gpa, uint64_t len)
+{
+	if (protect(opaque, gpa, len, PROT_NONE))
+		log_error("memory cannot be taken from the guest: %s", strerror(errno));
+}
+
+/* The room once more, for KVM alone: unplugged blocks are not accessible there. A guest that touches one gets out with EFAULT, and its instruction is
+ * stepped: nobody answers at the address. */
+static int add_room(struct accel_vm *vm, const struct guest_ram *ram, struct error *err)
+{
+	if (!ram->room.size)
+		return 0;
+	void *room = mmap(NULL, ram->room.size, PROT_NONE, MAP_SHARED | MAP_NORESERVE, ram->fd, ram->room.hva - ram->base);
+	if (room == MAP_FAILED)
+		return error_set(err, errno, "cannot map the room for added memory: %s; give a smaller max= or raise ulimit -v", strerror(errno));
+	vm->room = room;
+	struct kvm_userspace_memory_region region = {
+		.slot = (uint32_t)ram->nregions,
+		.guest_phys_addr = ram->room.gpa,
+		.memory_size = ram->room.size,
+		.userspace_addr = (uintptr_t)room,
+	};
+	if (ioctl(vm->fd, KVM_SET_USER_MEMORY_REGION, &region) < 0)
+		return error_set(err, errno, "KVM does not take the room for added memory: %s", strerror(errno));
+	madvise(room, ram->room.size, MADV_HUGEPAGE);
+	madvise(room, ram->room.size, MADV_DONTDUMP);
+	ram_set_watcher(vm->ram, &(struct ram_watcher){ .plugged = plugged, .unplugged = unplugged, .opaque = vm });
+	return 0;
+}
+
 static int add_memory(struct accel_vm *vm, const struct guest_ram *ram, struct error *err)
 {
 	for (int i = 0; i < ram->nregions; i++) {
@@ -337,7 +382,7 @@ static int add_memory(struct accel_vm *vm, const struct guest_ram *ram, struct e
 		if (ioctl(vm->fd, KVM_SET_USER_MEMORY_REGION, &region) < 0)
 			return error_set(err, errno, "KVM does not take the guest's memory: %s", strerror(errno));
 	}
-	return 0;
+	return add_room(vm, ram, err);
 }
 
 /* MSRs that are ours although KVM knows them (the x2APIC's come by themselves when KVM has no LAPIC). */
@@ -367,6 +412,10 @@ static int filter_msrs(struct accel_vm *vm, struct error *err)
 
 static void kvm_vm_destroy(struct accel_vm *vm)
 {
+	if (vm->room) {
+		ram_set_watcher(vm->ram, NULL);
+		munmap(vm->room, vm->ram->room.size);
+	}
 	if (vm->fd >= 0)
 		close(vm->fd);
 	if (vm->kvm_fd >= 0)

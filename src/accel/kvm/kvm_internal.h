@@ -24,6 +24,7 @@ struct accel_vm {
 	int kvm_fd, fd;
 	struct guest_ram *ram;
 	int run_size;
+	uint8_t *room; /* second mapping of the room of RAM (struct ram_room), or NULL */
 };
 
 struct accel_vcpu {
