@@ -170,6 +170,8 @@ int qcow2_own_l2(struct qcow2 *q, uint64_t cluster)
 	/* Slices of a shared table are clean, and what they hold is what the copy holds. */
 	pthread_mutex_lock(&q->map_lock);
 	qcow2_bitmap_set(&q->meta, host >> q->f.cluster_bits, 1, true);
+	if (old)
+		qcow2_bitmap_set(&q->meta, old >> q->f.cluster_bits, 1, false);
 	qcow2_table_set(&q->l1, i, host | QCOW2_COPIED);
 	pthread_mutex_unlock(&q->map_lock);
 	atomic_store(&q->dirty, true);

@@ -290,11 +290,15 @@ static void release(struct qcow2 *q, uint64_t cluster, uint64_t n)
 			qcow2_corrupt(q, true, "the cluster at 0x%" PRIx64 " was in use with a refcount of 0", (cluster + i) << q->f.cluster_bits);
 			return;
 		}
+		/* An entry for data that leads to a table; who frees a table unmarks it before. */
+		if (qcow2_bitmap_any(&q->meta, cluster + i, 1)) {
+			qcow2_corrupt(q, true, "a table (at 0x%" PRIx64 ") was in use as data", (cluster + i) << q->f.cluster_bits);
+			return;
+		}
 		if (qcow2_set_count(q, cluster + i, count - 1))
 			return;
 		if (count > 1)
 			continue;
-		mark(q, (cluster + i) << q->f.cluster_bits, 1, false);
 		if (hole && start + hole == cluster + i) {
 			hole++;
 			continue;
