@@ -289,8 +289,9 @@ int machine_create(struct machine **out, const struct machine_config *config, st
 	pthread_mutex_init(&m->lock, NULL);
 	pthread_mutex_init(&m->device_lock, NULL);
 	int r = loop_create(&m->loop, &m->device_lock, err);
+	const struct chardev_config chardev = { .loop = m->loop, .quit = on_quit, .opaque = m };
 	if (!r)
-		r = machine_virtio_open(&m->virtio, &m->config, m->loop, err);
+		r = machine_virtio_open(&m->virtio, &m->config, m->loop, &chardev, err);
 	if (!r)
 		r = build(m, err);
 	if (r) {
@@ -403,9 +404,7 @@ int machine_balloon(struct machine *m, uint64_t size, struct error *err)
 
 void machine_resize_console(struct machine *m, uint16_t columns, uint16_t rows)
 {
-	(void)m;
-	(void)columns;
-	(void)rows;
+	machine_virtio_resize_console(m->virtio, columns, rows);
 }
 
 void machine_destroy(struct machine *m)

@@ -5,17 +5,21 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "base/keyval.h"
 #include "block/block.h"
+#include "chardev/chardev.h"
 #include "device/virtio/balloon.h"
 #include "device/virtio/blk.h"
+#include "device/virtio/console.h"
 #include "device/virtio/mem.h"
 #include "device/virtio/net.h"
 #include "device/virtio/rng.h"
 #include "device/virtio/vhost.h"
 #include "device/virtio/virtio.h"
 #include "device/virtio/virtio_transport.h"
+#include "device/virtio/vsock.h"
 #include "machine/pc.h"
 #include "machine/stats.h"
 #include "mem/ram.h"
@@ -39,6 +43,10 @@ struct machine_virtio {
 	struct virtio_net_config net[MACHINE_MAX_NETS];	     /* and the open backend, or NULL: */
 	struct vhost_net_config vhost_net[MACHINE_MAX_NETS]; /* somebody else serves this one */
 	struct share_config share[MACHINE_MAX_SHARES];
+	struct vsock *vsock; /* or NULL */
+	unsigned nports;     /* of the console; 0: there is none */
+	struct virtio_console_port port[1 + MACHINE_MAX_PORTS];
+	char port_name[1 + MACHINE_MAX_PORTS][CONSOLE_NAME_MAX + 1];
 	uint64_t memory; /* that the guest shall have, if somebody said so */
 	struct front disk_front[MACHINE_MAX_DISKS], net_front[MACHINE_MAX_NETS];
 	unsigned mmio_wanted;
@@ -145,13 +153,48 @@ static int open_share(struct machine_virtio *v, const char *spec, struct error *
 	return r;
 }
 
-int machine_virtio_open(struct machine_virtio **out, const struct machine_config *config, struct loop *loop, struct error *err)
+static int open_vsock(struct machine_virtio *v, const char *spec, struct error *err)
+{
+	struct keyval kv;
+	int r = keyval_parse(&kv, "--vsock", spec, "path", err);
+	if (!r)
+		r = vsock_open(&v->vsock, &kv, v->loop, err);
+	return r ? r : keyval_finish(&kv, err);
+}
+
+/* The console, or one of its ports as NAME=KIND. */
+static int open_port(struct machine_virtio *v, const char *spec, bool named, const struct chardev_config *chardev, struct error *err)
+{
+	struct chardev_config config = *chardev;
+	struct virtio_console_port *p = &v->port[v->nports];
+	char *name = v->port_name[v->nports];
+	config.option = named ? "--port" : "--console";
+	if (named) {
+		const char *equals = strchr(spec, '=');
+		if (!equals || equals == spec || equals - spec > CONSOLE_NAME_MAX)
+			return error_set(err, EINVAL, "--port %s: write NAME=KIND, with a name of at most %d characters: --port agent=socket:/tmp/agent", spec,
+					 CONSOLE_NAME_MAX);
+		memcpy(name, spec, (size_t)(equals - spec));
+		p->name = name;
+		spec = equals + 1;
+	}
+	int r = chardev_open(&p->chardev, spec, &config, err);
+	if (!r)
+		v->nports++;
+	return r;
+}
+
+int machine_virtio_open(struct machine_virtio **out, const struct machine_config *config, struct loop *loop, const struct chardev_config *chardev,
+			struct error *err)
 {
 	struct machine_virtio *v = calloc(1, sizeof(*v));
 	if (!v)
 		return error_set(err, ENOMEM, "not enough memory for the machine's structures");
 	v->config = config;
 	v->loop = loop;
+	/* Backends arm timers from the start; without any the clock's second look can wait. */
+	if (config->ndisks || config->nnets || config->nshares || config->vsock || config->console || config->nports)
+		clock_init();
 	int r = 0;
 	for (unsigned i = 0; !r && i < config->ndisks; i++)
 		r = open_disk(v, config->disks[i], err);
@@ -159,6 +202,12 @@ int machine_virtio_open(struct machine_virtio **out, const struct machine_config
 		r = open_net(v, config->nets[i], err);
 	for (unsigned i = 0; !r && i < config->nshares; i++)
 		r = open_share(v, config->shares[i], err);
+	if (!r && config->vsock)
+		r = open_vsock(v, config->vsock, err);
+	if (!r && (config->console || config->nports)) /* the first port is a console, if only for nobody */
+		r = open_port(v, config->console ? config->console : "none", false, chardev, err);
+	for (unsigned i = 0; !r && i < config->nports; i++)
+		r = open_port(v, config->ports[i], true, chardev, err);
 	if (r) {
 		machine_virtio_close(v);
 		return r;
@@ -174,6 +223,9 @@ void machine_virtio_close(struct machine_virtio *v)
 	machine_virtio_tear_down(v);
 	while (v->nnets)
 		net_close(v->net[--v->nnets].net); /* NULL: nothing */
+	while (v->nports)
+		chardev_close(v->port[--v->nports].chardev);
+	vsock_close(v->vsock);
 	while (v->ndisks)
 		block_close(v->disk[--v->ndisks].block);
 	free(v);
@@ -236,6 +288,18 @@ int machine_virtio_build(struct machine_virtio *v, struct guest_ram *ram, const 
 		if (!r)
 			r = plug(v, device, (struct front){ 0 }, buses, err);
 	}
+	if (!r && v->nports) {
+		snprintf(name, sizeof(name), "console");
+		r = virtio_console_create(&device, &host, v->port, v->nports, err);
+		if (!r)
+			r = plug(v, device, (struct front){ 0 }, buses, err);
+	}
+	if (!r && v->vsock) {
+		snprintf(name, sizeof(name), "vsock");
+		r = virtio_vsock_create(&device, &host, v->vsock, err);
+		if (!r)
+			r = plug(v, device, (struct front){ 0 }, buses, err);
+	}
 	if (!r && v->config->rng) {
 		snprintf(name, sizeof(name), "rng");
 		r = virtio_rng_create(&device, &host, err);
@@ -295,6 +359,12 @@ void machine_virtio_tear_down(struct machine_virtio *v)
 		v->slot[n].mmio = NULL;
 		v->slot[n].device->ops->destroy(v->slot[n].device);
 	}
+}
+
+void machine_virtio_resize_console(struct machine_virtio *v, uint16_t columns, uint16_t rows)
+{
+	if (v->nports)
+		chardev_resize(v->port[0].chardev, columns, rows);
 }
 
 void machine_virtio_stats(const struct machine_virtio *v, const struct stats_sink *sink)
