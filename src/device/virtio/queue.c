@@ -423,7 +423,7 @@ size_t virtio_chain_read(const struct virtio_chain *c, size_t skip, void *dst, s
 
 size_t virtio_chain_write(const struct virtio_chain *c, size_t skip, const void *src, size_t len)
 {
-	return copy(c->iov + c->nout, c->nin, skip, (void *)src, len, true);
+	return c->nin ? copy(c->iov + c->nout, c->nin, skip, (void *)src, len, true) : 0; /* a fresh chain of empty parts has no iov */
 }
 
 int iov_slice(const struct iovec *iov, unsigned n, size_t skip, size_t len, struct iovec *out, unsigned room)

@@ -70,9 +70,9 @@ struct virtio_chain {
 	const struct iovec *iov; /* nout + nin */
 	unsigned nout, nin;
 	uint64_t out_len, in_len; /* bytes of each sort */
+	const uint64_t *gpa;	  /* of each iovec */
 	void *opaque;		  /* the device's */
 	/* queue.c's own: */
-	const uint64_t *gpa;	  /* of each iovec */
 	uint16_t id;		  /* what the used entry names */
 	uint16_t ndesc;		  /* places it takes in the ring: 1 (split), descriptors but those of an indirect table (packed) */
 	unsigned room;		  /* iovecs there is memory for */
