@@ -16,7 +16,7 @@
 
 /* 5.1.3 */
 enum {
-	NET_F_CSUM = 0, NET_F_GUEST_CSUM = 1, NET_F_MTU = 3, NET_F_MAC = 5, NET_F_GUEST_TSO4 = 7, NET_F_GUEST_TSO6 = 8, NET_F_GUEST_ECN = 9,
+	NET_F_CSUM = 0, NET_F_GUEST_CSUM = 1, NET_F_MAC = 5, NET_F_GUEST_TSO4 = 7, NET_F_GUEST_TSO6 = 8, NET_F_GUEST_ECN = 9,
 	NET_F_GUEST_UFO = 10, NET_F_HOST_TSO4 = 11, NET_F_HOST_TSO6 = 12, NET_F_HOST_ECN = 13, NET_F_HOST_UFO = 14, NET_F_MRG_RXBUF = 15,
 	NET_F_STATUS = 16, NET_F_CTRL_VQ = 17, NET_F_MQ = 22, NET_F_GUEST_USO4 = 54, NET_F_GUEST_USO6 = 55, NET_F_HOST_USO = 56,
 };
@@ -132,9 +132,15 @@ int virtio_vhost_net_create(struct virtio_device **out, const struct vhost_net_c
 	struct net_config config = { .status = STATUS_LINK_UP, .max_pairs = (uint16_t)c->pairs };
 	memcpy(config.mac, c->mac, sizeof(config.mac));
 	memcpy(n->vd.config, &config, sizeof(config));
+	/* 5.1.3.1: not every back end keeps to it. */
+	uint64_t passed = PASSED;
+	if (!(v->features & (VIRTIO_BIT(NET_F_HOST_TSO4) | VIRTIO_BIT(NET_F_HOST_TSO6))))
+		passed &= ~VIRTIO_BIT(NET_F_HOST_ECN);
+	if (!(v->features & (VIRTIO_BIT(NET_F_GUEST_TSO4) | VIRTIO_BIT(NET_F_GUEST_TSO6))))
+		passed &= ~VIRTIO_BIT(NET_F_GUEST_ECN);
 	bool many = c->pairs > 1;
 	uint64_t ours = VIRTIO_BIT(NET_F_MAC) | VIRTIO_BIT(NET_F_STATUS) | (many ? VIRTIO_BIT(NET_F_CTRL_VQ) | VIRTIO_BIT(NET_F_MQ) : 0);
-	r = vhost_device_init(&n->vd, &net_ops, host, v, PASSED, ours, sizeof(config), 2 * c->pairs + many, 2 * c->pairs, QUEUE_SIZE, err);
+	r = vhost_device_init(&n->vd, &net_ops, host, v, passed, ours, sizeof(config), 2 * c->pairs + many, 2 * c->pairs, QUEUE_SIZE, err);
 	if (r < 0) {
 		free(n);
 		return r;
