@@ -8,15 +8,15 @@
 
 #include "base/error.h"
 #include "base/keyval.h"
+#include "device/virtio/net.h"
 #include "device/virtio/vhost.h"
 #include "device/virtio/vhost_device.h"
 
-#define PAIRS_MAX 8
 #define QUEUE_SIZE 1024
 
 /* 5.1.3 */
 enum {
-	NET_F_CSUM = 0, NET_F_GUEST_CSUM = 1, NET_F_MAC = 5, NET_F_GUEST_TSO4 = 7, NET_F_GUEST_TSO6 = 8, NET_F_GUEST_ECN = 9,
+	NET_F_CSUM = 0, NET_F_GUEST_CSUM = 1, NET_F_MTU = 3, NET_F_MAC = 5, NET_F_GUEST_TSO4 = 7, NET_F_GUEST_TSO6 = 8, NET_F_GUEST_ECN = 9,
 	NET_F_GUEST_UFO = 10, NET_F_HOST_TSO4 = 11, NET_F_HOST_TSO6 = 12, NET_F_HOST_ECN = 13, NET_F_HOST_UFO = 14, NET_F_MRG_RXBUF = 15,
 	NET_F_STATUS = 16, NET_F_CTRL_VQ = 17, NET_F_MQ = 22, NET_F_GUEST_USO4 = 54, NET_F_GUEST_USO6 = 55, NET_F_HOST_USO = 56,
 };
@@ -29,7 +29,7 @@ enum {
 /* 5.1.4 */
 struct net_config {
 	uint8_t mac[6];
-	uint16_t status, max_pairs;
+	uint16_t status, max_pairs, mtu;
 } __attribute__((packed));
 #define STATUS_LINK_UP 1
 
@@ -97,18 +97,17 @@ static const struct virtio_ops net_ops = {
 	.stats = vhost_device_stats,
 };
 
-int vhost_net_parse(struct vhost_net_config *c, struct keyval *kv, const uint8_t mac[6], struct error *err)
+int vhost_net_parse(struct vhost_net_config *c, struct keyval *kv, const struct virtio_net_config *card, struct error *err)
 {
-	uint64_t pairs = 1;
 	const char *socket = keyval_get(kv, "socket");
 	memset(c, 0, sizeof(*c));
 	if (!socket || !*socket || strlen(socket) >= sizeof(c->socket))
 		return error_set(err, EINVAL, "%s: type=vhost-user needs socket=PATH, of at most %zu bytes", kv->option, sizeof(c->socket) - 1);
 	strcpy(c->socket, socket);
-	memcpy(c->mac, mac, sizeof(c->mac));
-	int r = keyval_u64(kv, "queues", 1, PAIRS_MAX, &pairs, err);
-	c->pairs = (unsigned)pairs;
-	return r;
+	memcpy(c->mac, card->mac, sizeof(c->mac));
+	c->pairs = card->queues;
+	c->mtu = card->mtu;
+	return 0;
 }
 
 int virtio_vhost_net_create(struct virtio_device **out, const struct vhost_net_config *c, const struct virtio_host *host, struct error *err)
@@ -129,7 +128,7 @@ int virtio_vhost_net_create(struct virtio_device **out, const struct vhost_net_c
 		return r;
 	}
 	n->pairs = c->pairs;
-	struct net_config config = { .status = STATUS_LINK_UP, .max_pairs = (uint16_t)c->pairs };
+	struct net_config config = { .status = STATUS_LINK_UP, .max_pairs = (uint16_t)c->pairs, .mtu = c->mtu };
 	memcpy(config.mac, c->mac, sizeof(config.mac));
 	memcpy(n->vd.config, &config, sizeof(config));
 	/* 5.1.3.1: not every back end keeps to it. */
@@ -139,7 +138,7 @@ int virtio_vhost_net_create(struct virtio_device **out, const struct vhost_net_c
 	if (!(v->features & (VIRTIO_BIT(NET_F_GUEST_TSO4) | VIRTIO_BIT(NET_F_GUEST_TSO6))))
 		passed &= ~VIRTIO_BIT(NET_F_GUEST_ECN);
 	bool many = c->pairs > 1;
-	uint64_t ours = VIRTIO_BIT(NET_F_MAC) | VIRTIO_BIT(NET_F_STATUS) | (many ? VIRTIO_BIT(NET_F_CTRL_VQ) | VIRTIO_BIT(NET_F_MQ) : 0);
+	uint64_t ours = VIRTIO_BIT(NET_F_MAC) | VIRTIO_BIT(NET_F_STATUS) | (c->mtu ? VIRTIO_BIT(NET_F_MTU) : 0) | (many ? VIRTIO_BIT(NET_F_CTRL_VQ) | VIRTIO_BIT(NET_F_MQ) : 0);
 	r = vhost_device_init(&n->vd, &net_ops, host, v, passed, ours, sizeof(config), 2 * c->pairs + many, 2 * c->pairs, QUEUE_SIZE, err);
 	if (r < 0) {
 		free(n);
