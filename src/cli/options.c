@@ -410,7 +410,7 @@ static const char values_help[] =
 	"  --disk FILE       a raw or qcow2 image, or nbd://HOST/EXPORT, nbds://, nbd+unix:///EXPORT?socket=PATH\n"
 	"    format=raw|qcow2|auto  ro  overlay (writes are thrown away)  snapshot=NAME\n"
 	"    cache=writeback|none|writethrough|directsync|unsafe  aio=io_uring|threads|auto  discard=unmap|ignore  lock=on|off\n"
-	"    iops= iops-rd= iops-wr=  bps= bps-rd= bps-wr=  (a second; bytes as 10M)\n"
+	"    iops= iops-rd= iops-wr=  bps= bps-rd= bps-wr=  (a second; bytes as 10M)  transport=pci|mmio  ring=packed|split\n"
 	"    e.g. --disk debian.qcow2,overlay   --disk data.raw,cache=none,iops=500   --disk nbd://10.0.0.5/vol1,ro\n"
 	"  --net user        user-mode network: hostfwd=tcp:127.0.0.1:2222-:22 (again for more)  net=10.0.2.0/24  restrict  dns=  hostname=\n"
 	"  --net passt       path=PROGRAM or socket=PATH   --net tap  ifname=tap0  queues=N  vhost=on|off|auto\n"

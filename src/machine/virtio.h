@@ -8,6 +8,9 @@
 #ifndef TRAPLINE_MACHINE_VIRTIO_H
 #define TRAPLINE_MACHINE_VIRTIO_H
 
+#include "device/virtio/virtio_transport.h"
+#include "vm/irq.h"
+
 #include <stdint.h>
 
 struct chardev_config;
@@ -17,6 +20,7 @@ struct loop;
 struct machine_config;
 struct machine_virtio;
 struct pci_bus;
+struct bus;
 struct stats_sink;
 
 /* Open everything that the configuration names; `config` stays the caller's and valid; `chardev` is copied, for the host's ends of
@@ -26,8 +30,18 @@ int machine_virtio_open(struct machine_virtio **out, const struct machine_config
 			struct error *err);
 void machine_virtio_close(struct machine_virtio *v);
 
-/* The devices of one boot, on PCI slots from 1 on in the order of the options; and away with them (also after half a build). */
-int machine_virtio_build(struct machine_virtio *v, struct guest_ram *ram, struct pci_bus *bus, struct error *err);
+/* How many devices will be on MMIO slots, for the ACPI tables. */
+unsigned machine_virtio_mmio(const struct machine_virtio *v);
+
+/* Where the devices go. */
+struct machine_virtio_buses {
+	struct pci_bus *pci;
+	struct bus *mmio;
+	struct irq_line mmio_irq[VIRTIO_MMIO_SLOTS];
+};
+
+/* The devices of one boot, on PCI slots from 1 on (or MMIO slots from 0 on) in the order of the options; and away with them (also after half a build). */
+int machine_virtio_build(struct machine_virtio *v, struct guest_ram *ram, const struct machine_virtio_buses *buses, struct error *err);
 void machine_virtio_tear_down(struct machine_virtio *v);
 
 /* machine_balloon. Device lock held. */

@@ -15,6 +15,7 @@
 #include "base/log.h"
 #include "mem/ram.h"
 
+#define RETRY_SOON_NS (NS_PER_SEC / 2) /* a back end that was only started anew */
 #define RETRY_NS (2 * NS_PER_SEC)
 #define LOSSES_LOGGED 10
 #define RINGS_GPA (1ull << 46) /* where the back end is told that the rings' memory is: above any RAM; no descriptor points there */
@@ -76,7 +77,7 @@ void vhost_device_lost(struct vhost_device *vd)
 		let_go(vd, VHOST_IDLE, "it is connected again when the guest needs it");
 	} else {
 		let_go(vd, VHOST_AWAY, "requests wait until it is back");
-		vtimer_arm(&vd->retry, clock_ns() + RETRY_NS);
+		vtimer_arm(&vd->retry, clock_ns() + RETRY_SOON_NS);
 	}
 }
 
