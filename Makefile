@@ -6,7 +6,7 @@
 #   make demo-disk  build that disk image (once; make demo does it too)
 #   make test     every test; ends in "N passed, N failed, N skipped"
 #   make bench    native, Trapline and QEMU TCG side by side; writes bench/RESULTS.md
-#   make fuzz     the fuzzers, FUZZ_SECONDS each (default 60)
+#   make fuzz     the fuzzers, FUZZ_SECONDS each (default 60); FUZZ='virtio-*' names those to run
 #   make asan     make test with address and undefined-behaviour sanitizers
 #   make install  install under PREFIX (default /usr/local), DESTDIR honoured
 #
@@ -20,7 +20,7 @@ ACCEL ?= auto
 CPUS ?= 1
 MEMORY ?= 512M
 FLAVOUR ?= cloud
-export ACCEL CPUS MEMORY APPEND FLAVOUR BUILD FUZZ_SECONDS
+export ACCEL CPUS MEMORY APPEND FLAVOUR BUILD FUZZ_SECONDS FUZZ
 
 all: build
 
@@ -58,6 +58,6 @@ install: build
 	@meson install -C $(BUILD)
 
 clean:
-	rm -rf $(BUILD) build-asan
+	rm -rf $(BUILD) build-asan build-fuzz
 
 .PHONY: all build run demo demo-disk test bench fuzz asan install clean

@@ -1,7 +1,8 @@
 #!/bin/bash
 # make demo: boot the Debian system of make demo-disk on a throw-away overlay, wait for its ssh server and log in. On a terminal: a shell;
 # leaving it shuts the guest down from the inside. Otherwise: two commands, then the same. Ends with the VMM's status.
-# ACCEL, CPUS, MEMORY, APPEND and BUILD come from the Makefile; DEMO_TIMEOUT is how many seconds the boot may take (180).
+# ACCEL, CPUS, MEMORY, APPEND and BUILD come from the Makefile; DEMO_TIMEOUT is how many seconds the boot may
+# take (180), DEMO_RUN another command for a run without a terminal.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 build=${BUILD:-build}
@@ -67,7 +68,7 @@ if [ -t 0 ] && [ -t 1 ]; then
 	say "this is root's shell in the guest; leave it to shut the guest down"
 	in_guest -t || true
 else
-	in_guest 'uname -a; systemctl is-system-running --wait'
+	in_guest "${DEMO_RUN:-uname -a; systemctl is-system-running --wait}"
 fi
 say "shutting the guest down from the inside"
 in_guest systemctl poweroff 2>/dev/null || true

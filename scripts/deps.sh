@@ -1,6 +1,6 @@
 #!/bin/sh
 # Install the Debian packages that a step needs and that are not there yet, saying which.
-# Usage: scripts/deps.sh build|guest|test|bench|demo
+# Usage: scripts/deps.sh build|guest|test|bench|demo|fuzz
 set -eu
 
 case "${1:-}" in
@@ -15,13 +15,14 @@ build)
 guest) need="cpio" ;;
 test)
 	need="cpio python3 python3-pytest python3-pexpect"
-	need="$need passt" # --net passt
+	need="$need passt iproute2" # --net passt; --net tap's namespace
 	need="$need nbdkit qemu-utils gnutls-bin" # peers of the NBD client; qemu-img makes and judges qcow2 images
 	;;
 bench) need="cpio python3 qemu-system-x86" ;;
 demo) need="debootstrap e2fsprogs qemu-utils openssh-client zstd" ;;
+fuzz) need="clang libclang-rt-dev" ;;
 *)
-	echo "usage: scripts/deps.sh build|guest|test|bench|demo" >&2
+	echo "usage: scripts/deps.sh build|guest|test|bench|demo|fuzz" >&2
 	exit 2
 	;;
 esac

@@ -192,7 +192,7 @@ int qcow2_corrupt(struct qcow2 *q, bool writes, const char *fmt, ...)
 		va_start(ap, fmt);
 		vsnprintf(text, sizeof(text), fmt, ap);
 		va_end(ap);
-		log_error("%s: the qcow2 image is corrupt: %s; %s; stop the guest and repair it with: qemu-img check -r all FILE", q->what, text,
+		log_warn("%s: the qcow2 image is corrupt: %s; %s; stop the guest and repair it with: qemu-img check -r all FILE", q->what, text,
 			  writes && !q->p.read_only ? "it takes no more writes" : "reads of that part fail");
 	}
 	if (writes && !q->p.read_only && !atomic_exchange(&q->corrupt, true) && q->f.version >= 3)
