@@ -15,7 +15,7 @@ build)
 guest) need="cpio" ;;
 test)
 	need="cpio python3 python3-pytest python3-pexpect"
-	need="$need passt" # --net passt
+	need="$need passt iproute2" # --net passt; --net tap's namespace
 	need="$need nbdkit qemu-utils gnutls-bin" # peers of the NBD client; qemu-img makes and judges qcow2 images
 	;;
 bench) need="cpio python3 qemu-system-x86" ;;
