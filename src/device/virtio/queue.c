@@ -256,9 +256,18 @@ bool virtq_ready(const struct virtio_queue *q)
 	return q->enabled && virtio_is_live(q->dev);
 }
 
+/* A guest that refills as fast as we empty must not keep the device lock for ever. */
+static bool is_over_budget(struct virtio_queue *q)
+{
+	if (!q->limited || q->budget)
+		return false;
+	q->more = true;
+	return true;
+}
+
 struct virtio_chain *virtq_pop(struct virtio_queue *q)
 {
-	if (!virtq_ready(q))
+	if (!virtq_ready(q) || is_over_budget(q))
 		return NULL;
 	struct virtq_walk w = { .q = q, .chain = take_chain(q) };
 	if (!w.chain) {
@@ -277,6 +286,7 @@ struct virtio_chain *virtq_pop(struct virtio_queue *q)
 		give_chain(w.chain);
 		return NULL;
 	}
+	q->budget -= q->limited;
 	return w.chain;
 }
 
@@ -376,7 +386,7 @@ void virtq_no_notify(struct virtio_queue *q)
 
 bool virtq_want_notify(struct virtio_queue *q)
 {
-	if (!virtq_ready(q))
+	if (!virtq_ready(q) || is_over_budget(q))
 		return false;
 	return q->packed ? virtq_packed_want_notify(q) : virtq_split_want_notify(q);
 }
