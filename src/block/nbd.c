@@ -38,6 +38,7 @@
 #define RANGE_MAX (1ull << 30)	    /* of a trim or zero: it has no payload */
 #define CONNECT_NS (10 * NS_PER_SEC) /* for connecting and the handshake; less if the timeout for requests is */
 #define BACKOFF_MAX 30		    /* seconds */
+#define LOSSES_LOGGED 10	     /* a server that comes and goes does not fill the terminal */
 #define EVENTS_A_TURN 64	    /* replies read before others get the device lock */
 
 /* How a request is going; for those that have been started. */
@@ -89,7 +90,9 @@ struct nbd_node {
 	bool unflushed;	 /* writes were done since the last flush */
 	bool lost_writes; /* some of them with a connection that is gone */
 
+	unsigned losses;
 	unsigned backoff; /* seconds */
+	bool differs;	  /* it came back as another export, which was said */
 	int ready_fd;	  /* eventfd: the thread is done */
 	bool connecting;
 	pthread_t thread;
@@ -103,6 +106,7 @@ struct nbd_node {
 	struct nbd_handle *pread_nbd; /* [pread_lock] */
 	struct nbd_export pread_export;   /* [pread_lock] */
 	uint8_t *pread_buf;	      /* [pread_lock] */
+	bool pread_failed;	      /* [pread_lock] */
 };
 
 /* --- requests --- */
@@ -236,7 +240,9 @@ static void lost(struct nbd_node *n, const char *reason)
 {
 	if (!n->nbd)
 		return;
-	log_warn("%s: the connection to %s is lost (%s); its requests fail until it is back", n->target.option, n->target.uri, reason);
+	if (++n->losses <= LOSSES_LOGGED)
+		log_warn("%s: the connection to %s is lost (%s); its requests fail until it is back%s", n->target.option, n->target.uri, reason,
+			 n->losses == LOSSES_LOGGED ? " (the last time that this is reported)" : "");
 	unwatch(n);
 	nbd_close(n->nbd);
 	n->nbd = NULL;
@@ -537,7 +543,8 @@ static void on_ready(void *opaque, uint32_t revents)
 	if (n->fresh && (x->size != n->export.size || x->minimum > n->node->info.logical_block || (x->read_only && !n->node->info.read_only) ||
 			 (n->fua && !x->can_fua))) {
 		/* A guest has been told otherwise. */
-		log_warn("%s: %s is back with another size or other abilities; restart the machine to use it", n->target.option, n->target.uri);
+		log_warn_once(n->differs, "%s: %s is back with another size or other abilities; restart the machine to use it", n->target.option,
+			      n->target.uri);
 		nbd_close(n->fresh);
 		n->fresh = NULL;
 	}
@@ -549,7 +556,8 @@ static void on_ready(void *opaque, uint32_t revents)
 	n->nbd = n->fresh;
 	n->fresh = NULL;
 	n->export = *x;
-	log_warn("%s: %s is connected again", n->target.option, n->target.uri);
+	if (n->losses <= LOSSES_LOGGED)
+		log_warn("%s: %s is connected again", n->target.option, n->target.uri);
 	watch(n);
 }
 
@@ -791,7 +799,7 @@ static int pread_locked(struct nbd_node *n, uint8_t *buf, uint64_t len, uint64_t
 		struct error err;
 		int r = nbd_connect(&n->pread_nbd, &n->pread_export, &n->target, &n->cancel, &err);
 		if (r < 0) {
-			log_warn("%s", err.text);
+			log_warn_once(n->pread_failed, "%s", err.text);
 			return -EIO;
 		}
 	}
