@@ -240,7 +240,7 @@ static void test_ports(void **state)
 	control(0, PORT_READY, 1);
 	expect_message(0, CONSOLE);
 	expect_message(0, RESIZE);
-	assert_int_equal(*(uint32_t *)vbench_hva(&b, buffer + 4096 + 8), 25 | 80 << 16);
+	assert_int_equal(*(uint32_t *)vbench_hva(&b, buffer + 4096 + 8), 80 | 25 << 16);
 	expect_message(0, OPEN);
 	control(1, PORT_READY, 1);
 	expect_message(1, NAME);

@@ -12,6 +12,7 @@
 #include "device/virtio/virtio.h"
 
 #define QUEUE_SIZE 128
+#define SIZE_DELAY_NS (300 * NS_PER_SEC / 1000)
 #define CHAINS_A_ROUND 128 /* of one queue; then others on the loop get their turn */
 
 /* Features (5.3.3). */
@@ -58,6 +59,7 @@ struct console {
 	unsigned nports;
 	struct port port[CONSOLE_MAX_PORTS];
 	struct vtimer again; /* a queue was not finished in its round */
+	struct vtimer size;  /* tell the size to a driver that asks for it only after a change */
 	bool bad_control;    /* said so */
 };
 
@@ -96,8 +98,8 @@ static bool tell(struct console *c, unsigned id, enum event event, uint16_t valu
 static bool tell_event(struct port *p, enum event event)
 {
 	struct console *c = p->console;
-	/* Rows first: 5.3.6.2 has them behind the columns, but Linux reads them like this, and no other driver is known to care. */
-	const uint16_t size[] = { c->config.rows, c->config.cols };
+	/* In the order of 5.3.6.2. Linux had it the other way around until 6.15 and its stable releases of that time. */
+	const uint16_t size[] = { c->config.cols, c->config.rows };
 	switch (event) {
 	case RESIZE:
 		return tell(c, p->id, event, 0, size, sizeof(size));
@@ -282,6 +284,15 @@ static const struct chardev_client port_client = { .room = on_room, .receive = o
 
 /* --- the device --- */
 
+/* Linux without MULTIPORT takes the size only from a change of the configuration, and not before its console is there, some time after it has
+ * filled the receive queue. */
+static void on_size(void *opaque)
+{
+	struct console *c = opaque;
+	if (virtio_is_live(&c->d))
+		virtio_config_changed(&c->d);
+}
+
 static void on_again(void *opaque)
 {
 	struct console *c = opaque;
@@ -316,8 +327,11 @@ static void console_notify(struct virtio_device *d, unsigned q)
 static void console_start(struct virtio_device *d)
 {
 	struct console *c = (struct console *)d;
-	if (!multiport(c))
-		chardev_resume(c->port[0].chardev);
+	if (multiport(c))
+		return;
+	if (c->config.cols)
+		vtimer_arm(&c->size, clock_ns() + SIZE_DELAY_NS);
+	chardev_resume(c->port[0].chardev);
 }
 
 static void drop(struct virtio_chain **chain)
@@ -331,6 +345,7 @@ static bool console_reset(struct virtio_device *d)
 {
 	struct console *c = (struct console *)d;
 	vtimer_cancel(&c->again);
+	vtimer_cancel(&c->size);
 	c->bad_control = false;
 	for (unsigned i = 0; i < c->nports; i++) {
 		drop(&c->port[i].rx);
@@ -417,6 +432,7 @@ int virtio_console_create(struct virtio_device **out, const struct virtio_host *
 		return r;
 	}
 	vtimer_init(&c->again, host->loop, on_again, c);
+	vtimer_init(&c->size, host->loop, on_size, c);
 	c->nports = nports;
 	for (unsigned i = 0; i < nports; i++) {
 		struct port *p = &c->port[i];
