@@ -113,9 +113,11 @@ static void on_lost(void *opaque)
 
 static void kick(struct vhost_queue *q)
 {
+	/* EAGAIN: it was kicked 2^64 times and did not look. (O_NONBLOCK belongs to both of us: a back end that takes it away and fills the
+	 * counter makes this wait. Nothing but an eventfd would do as a kick, and there is no way to write to one that never waits.) */
 	uint64_t one = 1;
 	ssize_t n = write(q->kick, &one, sizeof(one));
-	(void)n; /* EAGAIN: it was kicked 2^64 times and did not look */
+	(void)n;
 }
 
 static void forward(struct vhost_queue *q)
@@ -329,14 +331,14 @@ static void on_config_changed(void *opaque)
 
 void vhost_device_stats(struct virtio_device *d, char *text, size_t room)
 {
-	static const char *const names[] = { "idle", "served", "away", "gone" };
 	const struct vhost_device *vd = device_of(d);
 	unsigned outstanding = 0;
 	for (unsigned i = 0; i < vd->nrings; i++)
 		outstanding += vd->ring[i].shadow.outstanding;
 	size_t len = strlen(text);
 	if (len < room)
-		snprintf(text + len, room - len, "backend %s\nbackend-state %s\nin-flight %u\n", vd->v->name, names[vd->state], outstanding);
+		snprintf(text + len, room - len, "backend %s\nserved %u\nlosses %u\nin_flight %u\n", vd->v->name, vd->state == VHOST_SERVED, vd->losses,
+			 outstanding);
 }
 
 /* --- life --- */
