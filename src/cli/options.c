@@ -288,7 +288,7 @@ static const struct option options[] = {
 	{ "net", "TYPE[,key=value...]", "a network card: user, passt, tap, socket or none; again for more", parse_net, .repeat = true },
 	{ "share", "DIR[,key=value...]", "a host folder that the guest can mount; again for more", parse_share, .repeat = true },
 	{ "vsock", "PATH[,cid=N]", "the guest's vsock ports behind the Unix socket PATH, the host's at PATH_PORT", parse_vsock },
-	{ "balloon", "on|off[,key=value...]", "give memory back to the host (default off)", parse_balloon },
+	{ "balloon", "on|off[,size=SIZE]", "give memory back to the host (default off)", parse_balloon },
 	{ "rng", "on|off", "random numbers for the guest (default on)", parse_rng },
 	{ "serial", "stdio|socket|pty|file:PATH|none", "where the first serial port goes (default stdio); also socket:PATH, pty:LINK", parse_serial },
 	{ "console", "stdio|socket|pty|file:PATH|none", "a virtio console, hvc0 in the guest; also socket:PATH, pty:LINK", parse_console },
