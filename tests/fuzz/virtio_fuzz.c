@@ -328,8 +328,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		}
 	}
 	must_recover(&f);
-	vbench_close(&f.b);
+	vbench_destroy(&f.b);
 	if (vfuzz_target.close)
 		vfuzz_target.close(&f);
+	vbench_close(&f.b);
 	return 0;
 }
