@@ -93,7 +93,7 @@ static int open_net(struct machine_virtio *v, const char *spec, struct error *er
 		r = virtio_net_parse(c, &kv, v->config->name ? v->config->name : "vm", v->nnets, err);
 	const char *type = r ? NULL : keyval_get(&kv, "type");
 	if (!r && type && !strcmp(type, "vhost-user"))
-		r = vhost_net_parse(&v->vhost_net[v->nnets], &kv, c->mac, err);
+		r = vhost_net_parse(&v->vhost_net[v->nnets], &kv, c, err);
 	else if (!r)
 		r = net_open(&net, &kv, v->loop, err);
 	if (!r)

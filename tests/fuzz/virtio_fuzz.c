@@ -328,6 +328,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		}
 	}
 	must_recover(&f);
+	/* What is behind the device needs the loop to the end. */
 	vbench_destroy(&f.b);
 	if (vfuzz_target.close)
 		vfuzz_target.close(&f);

@@ -141,6 +141,19 @@ def test_share_ends_with_the_vm(any_accel, tmp_path):
         assert len(re.findall("virtio-fs share0: .* is lost", guest.err())) == 1
 
 
+@needs_virtiofsd
+@needs_root
+def test_share_after_a_reboot(any_accel, tmp_path):
+    """The machine is built anew: with a virtiofsd of its own, and none left of before."""
+    share = tmp_path / "s"
+    share.mkdir()
+    with Guest(any_accel, script("mkdir /a", "mount -t virtiofs share0 /a", "if [ -e /a/first ]", "then touch /a/second", "sync", "else touch /a/first",
+                                 "sync", "reboot -f", "fi"), "--share", str(share), tmp_path=tmp_path, no_reboot=False) as guest:
+        assert guest.process.wait(timeout=120 * SLOW) == 0, guest.err()
+    assert (share / "first").exists() and (share / "second").exists(), guest.err()
+    assert "trapline" not in guest.err()
+
+
 def test_share_refusals(any_accel, tmp_path):
     (tmp_path / "file").write_text("x")
     for value, word in ((f"{tmp_path}/none", "none"), (f"{tmp_path}/file", "not a folder"), ("", "empty"), (f"{tmp_path},tag={'x' * 37}", "36"),
@@ -151,6 +164,33 @@ def test_share_refusals(any_accel, tmp_path):
         result = run(*boot_args(any_accel, "trapline.report"), "--share", value)
         assert result.status == 2 and "--share" in result.err and word in result.err, (value, result)
         assert len(result.err.splitlines()) == 1, result
+
+
+@pytest.mark.skipif(not shutil.which("dpdk-testpmd"), reason="dpdk-testpmd (package dpdk-dev) is not installed")
+@pytest.mark.parametrize("queues", [1, 2])
+def test_network_of_two(any_accel, tmp_path, queues):
+    """Two VMs on the two ports of DPDK's testpmd: a file from one to the other."""
+    sockets = [str(tmp_path / name) for name in "ab"]
+    vdevs = [a for i, path in enumerate(sockets) for a in ("--vdev", f"net_vhost{i},iface={path},queues={queues},legacy-ol-flags=1")]
+    pmd = subprocess.Popen(["nice", "dpdk-testpmd", "-l", "0,1", "--no-huge", "-m", "256", "--no-pci", "--no-shconf", "-d", "librte_net_vhost.so.23",
+                            "-d", "librte_mempool_ring.so.23", *vdevs, "--", "--forward-mode=io", "--auto-start", "--total-num-mbufs=4096",
+                            f"--rxq={queues}", f"--txq={queues}", "--stats-period=60"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for("testpmd", lambda: all(map(os.path.exists, sockets)), 60)
+        up = "ip link set eth0 up; ip addr add 10.9.0.{}/24 dev eth0"
+        (tmp_path / "receiver").mkdir()
+        net = [("--net", f"vhost-user,socket={path},queues={queues}") for path in sockets]
+        with Guest(any_accel, script("echo QUEUES $(ls -d /sys/class/net/eth0/queues/rx-* | wc -l) END", up.format(1), "sleep 300 | nc -l -p 99 | md5sum", "poweroff -f"), *net[0],
+                   tmp_path=tmp_path / "receiver", memory="256M", cpus=queues) as receiver:
+            sender = boot(any_accel, script(up.format(2), "until ping -c 1 -W 1 10.9.0.1 >/dev/null; do :; done", "dd if=/dev/urandom of=/tmp/r bs=1M count=8 2>/dev/null",
+                                            "md5sum </tmp/r", "nc 10.9.0.1 99 </tmp/r"), *net[1], memory="256M", cpus=queues)
+            assert sender.status == 0, sender
+            md5 = re.search(r"^([0-9a-f]{32})  -", sender.out, re.M).group(1)
+            receiver.wait_for(md5)
+            assert receiver.says(f"QUEUES {queues} END")
+    finally:
+        pmd.kill()
+        pmd.wait()
 
 
 class StorageDaemon:

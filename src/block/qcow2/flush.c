@@ -1,4 +1,4 @@
-/* Tables back to the file, in the order that keeps it whole (image.h). All with the lock held. */
+/* Tables back to the file, in the order that keeps it whole (image.h). With the lock held, but for qcow2_flush. */
 #include "block/qcow2/image.h"
 
 #include <errno.h>
@@ -75,15 +75,18 @@ int qcow2_table_write(struct qcow2_table *t, int fd, uint64_t offset, bool all)
 	return 0;
 }
 
-int qcow2_sync(struct qcow2 *q)
+/* The kernel reports a lost write once, and then forgets what it lost. */
+static int sync_failed(struct qcow2 *q, int code)
 {
-	if (q->p.unsafe || !fdatasync(q->fd))
-		return 0;
-	/* The kernel reports a lost write once, and then forgets what it lost. */
 	if (!q->failed)
-		log_error("%s: the host could not write to its disk (%s); the guest's flushes fail from now on", q->what, strerror(errno));
+		log_error("%s: the host could not write to its disk (%s); the guest's flushes fail from now on", q->what, strerror(code));
 	q->failed = -EIO;
 	return -EIO;
+}
+
+int qcow2_sync(struct qcow2 *q)
+{
+	return q->p.unsafe || !fdatasync(q->fd) ? 0 : sync_failed(q, errno);
 }
 
 int qcow2_set_header_u64(struct qcow2 *q, unsigned at, uint64_t value)
@@ -116,7 +119,7 @@ static int write_l2(struct qcow2 *q)
 	return 0;
 }
 
-int qcow2_write_back(struct qcow2 *q)
+static int write_tables(struct qcow2 *q)
 {
 	if (q->failed)
 		return q->failed;
@@ -139,12 +142,48 @@ int qcow2_write_back(struct qcow2 *q)
 			r = qcow2_table_write(&q->l1, q->fd, q->f.l1_offset, false);
 	}
 	if (!r)
-		r = qcow2_sync(q);
+		atomic_store(&q->dirty, false);
+	return r;
+}
+
+int qcow2_write_back(struct qcow2 *q)
+{
+	int r = write_tables(q);
 	if (r)
 		return r;
-	atomic_store(&q->dirty, false);
-	qcow2_apply_frees(q);
-	/* Refcounts that fell may wait; clusters that could not be freed yet have another go at the next flush. */
-	atomic_store(&q->dirty, q->nfrees != 0);
-	return 0;
+	struct qcow2_frees l = qcow2_take_frees(q);
+	r = qcow2_sync(q);
+	if (!r)
+		qcow2_apply_frees(q, &l);
+	free(l.v); /* after an error they are leaked */
+	return r;
+}
+
+int qcow2_flush(struct qcow2 *q)
+{
+	if (q->p.read_only)
+		return 0;
+	struct qcow2_frees l = { NULL, 0, 0 };
+	pthread_mutex_lock(&q->lock);
+	int r = q->failed;
+	if (!r && atomic_load(&q->dirty)) {
+		r = write_tables(q);
+		if (!r)
+			l = qcow2_take_frees(q);
+	}
+	pthread_mutex_unlock(&q->lock);
+	if (r)
+		return r;
+	/* The slow part, which nobody has to wait for but those that flush. */
+	r = q->p.unsafe || !fdatasync(q->fd) ? 0 : -errno;
+	if (!r && !l.n)
+		return 0;
+	pthread_mutex_lock(&q->lock);
+	if (r)
+		r = sync_failed(q, -r);
+	else
+		qcow2_apply_frees(q, &l);
+	pthread_mutex_unlock(&q->lock);
+	free(l.v);
+	return r;
 }

@@ -172,7 +172,9 @@ int qcow2_alloc_clusters(struct qcow2 *q, uint64_t want, bool exact, uint64_t *h
 void qcow2_unalloc(struct qcow2 *q, uint64_t host, uint64_t n);
 /* Refcounts of the clusters of [host, host + len) fall by one after the next flush. */
 void qcow2_free_later(struct qcow2 *q, uint64_t host, uint64_t len);
-void qcow2_apply_frees(struct qcow2 *q);
+/* What may be freed once the tables, which were written just now, are synced; then free it. */
+struct qcow2_frees qcow2_take_frees(struct qcow2 *q);
+void qcow2_apply_frees(struct qcow2 *q, const struct qcow2_frees *l);
 int qcow2_write_refcounts(struct qcow2 *q); /* the dirty slices; not synced */
 int qcow2_get_count(struct qcow2 *q, uint64_t cluster, uint64_t *count);
 int qcow2_set_count(struct qcow2 *q, uint64_t cluster, uint64_t count);

@@ -135,10 +135,9 @@ int qcow2_map(struct qcow2 *q, uint64_t offset, uint64_t len, bool write, struct
 	return 0;
 }
 
-static int new_table_contents(struct qcow2 *q, uint64_t old, uint64_t host, bool zeroed)
+/* Zeroes are written as well: a flush must not find the disk full. */
+static int new_table_contents(struct qcow2 *q, uint64_t old, uint64_t host)
 {
-	if (!old && zeroed)
-		return 0;
 	uint8_t *buf = calloc(1, q->f.cluster_size);
 	if (!buf)
 		return -ENOMEM;
@@ -162,7 +161,7 @@ int qcow2_own_l2(struct qcow2 *q, uint64_t cluster)
 	int r = qcow2_alloc_clusters(q, 1, true, &host, &got, &zeroed);
 	if (r)
 		return r;
-	r = new_table_contents(q, old, host, zeroed);
+	r = new_table_contents(q, old, host);
 	if (r) {
 		qcow2_unalloc(q, host, 1);
 		return r;
@@ -170,6 +169,8 @@ int qcow2_own_l2(struct qcow2 *q, uint64_t cluster)
 	/* Slices of a shared table are clean, and what they hold is what the copy holds. */
 	pthread_mutex_lock(&q->map_lock);
 	qcow2_bitmap_set(&q->meta, host >> q->f.cluster_bits, 1, true);
+	if (old)
+		qcow2_bitmap_set(&q->meta, old >> q->f.cluster_bits, 1, false);
 	qcow2_table_set(&q->l1, i, host | QCOW2_COPIED);
 	pthread_mutex_unlock(&q->map_lock);
 	atomic_store(&q->dirty, true);

@@ -154,8 +154,8 @@ static int make_block(struct qcow2 *q, uint64_t index)
 	uint64_t cluster = index * qcow2_block_entries(&q->f), host = cluster << q->f.cluster_bits;
 	bool zeroed;
 	int r = take_run(q, cluster, 1, &zeroed);
-	if (!r && !zeroed)
-		r = zero_clusters(q, host, 1);
+	if (!r)
+		r = zero_clusters(q, host, 1); /* also where it is zero: a flush must not find the disk full */
 	if (r)
 		return r;
 	mark(q, host, 1, true);
@@ -290,11 +290,15 @@ static void release(struct qcow2 *q, uint64_t cluster, uint64_t n)
 			qcow2_corrupt(q, true, "the cluster at 0x%" PRIx64 " was in use with a refcount of 0", (cluster + i) << q->f.cluster_bits);
 			return;
 		}
+		/* An entry for data that leads to a table; who frees a table unmarks it before. */
+		if (qcow2_bitmap_any(&q->meta, cluster + i, 1)) {
+			qcow2_corrupt(q, true, "a table (at 0x%" PRIx64 ") was in use as data", (cluster + i) << q->f.cluster_bits);
+			return;
+		}
 		if (qcow2_set_count(q, cluster + i, count - 1))
 			return;
 		if (count > 1)
 			continue;
-		mark(q, (cluster + i) << q->f.cluster_bits, 1, false);
 		if (hole && start + hole == cluster + i) {
 			hole++;
 			continue;
@@ -335,21 +339,30 @@ void qcow2_free_later(struct qcow2 *q, uint64_t host, uint64_t len)
 	q->nfrees++;
 }
 
-void qcow2_apply_frees(struct qcow2 *q)
+struct qcow2_frees qcow2_take_frees(struct qcow2 *q)
 {
-	/* What was freed in the epoch before this one has been durable since, and is safe once the I/O of that epoch is done. */
+	/* The tables were written just now. What was freed in the epoch before this one is safe once the I/O of that epoch is done: it may
+	 * have looked up the old places. */
+	struct qcow2_frees l = { NULL, 0, 0 };
 	pthread_mutex_lock(&q->map_lock);
 	unsigned before = (q->epoch - 1) & 1;
 	bool quiet = !atomic_load(&q->inflight[before]);
 	if (quiet)
 		q->epoch++;
 	pthread_mutex_unlock(&q->map_lock);
-	if (!quiet)
-		return;
-	struct qcow2_frees l = q->frees[before];
-	memset(&q->frees[before], 0, sizeof(l));
-	q->nfrees -= l.n;
-	for (size_t i = 0; i < l.n; i++)
-		release(q, l.v[i].cluster, l.v[i].n);
-	free(l.v);
+	if (quiet) {
+		l = q->frees[before];
+		memset(&q->frees[before], 0, sizeof(l));
+		q->nfrees -= l.n;
+	}
+	/* Those that must wait have another go at the next flush. */
+	if (q->nfrees)
+		atomic_store(&q->dirty, true);
+	return l;
+}
+
+void qcow2_apply_frees(struct qcow2 *q, const struct qcow2_frees *l)
+{
+	for (size_t i = 0; i < l->n; i++)
+		release(q, l->v[i].cluster, l->v[i].n);
 }

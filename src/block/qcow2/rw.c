@@ -2,7 +2,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "block/qcow2/image.h"
 
@@ -149,6 +148,8 @@ static int write_group(struct qcow2 *q, const struct group *g, const struct iove
 			v[n++] = (struct iovec){ tail_buf, tail };
 		uint64_t len = (fill_head ? head : 0) + g->len + (fill_tail ? tail : 0);
 		r = qcow2_file_writev(qcow2_data_fd(q, v, n, at, len), v, n, at);
+		if (r == -EFBIG || r == -EDQUOT)
+			r = -ENOSPC; /* what guests know */
 	}
 	free(head_buf);
 	free(tail_buf);
@@ -484,27 +485,5 @@ int qcow2_write_zeroes(struct qcow2 *q, uint64_t offset, uint64_t len, bool unma
 		r = clear_clusters(q, first, end, unmap ? CLEAR_ZERO_UNMAP : CLEAR_ZERO);
 	if (!r && stop < offset + len)
 		r = zero_part(q, stop, offset + len - stop);
-	return r;
-}
-
-int qcow2_flush(struct qcow2 *q)
-{
-	if (q->p.read_only)
-		return 0;
-	pthread_mutex_lock(&q->lock);
-	int r = q->failed;
-	bool tables = atomic_load(&q->dirty);
-	if (!r && tables)
-		r = qcow2_write_back(q);
-	pthread_mutex_unlock(&q->lock);
-	if (r || tables || q->p.unsafe)
-		return r;
-	if (!fdatasync(q->fd))
-		return 0;
-	pthread_mutex_lock(&q->lock);
-	r = qcow2_sync(q); /* once more, to say so and to remember it */
-	if (!r)
-		r = q->failed = -EIO;
-	pthread_mutex_unlock(&q->lock);
 	return r;
 }

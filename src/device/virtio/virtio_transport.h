@@ -40,8 +40,11 @@ void virtq_set_addr(struct virtio_device *d, unsigned q, enum virtq_area area, b
 void virtq_enable(struct virtio_device *d, unsigned q);
 void virtq_reset(struct virtio_device *d, unsigned q);
 
-/* The guest kicked queue q (any number: checked). */
+/* The guest kicked queue q (any number: checked). Also what an ioeventfd's handler calls. */
 void virtio_kick(struct virtio_device *d, unsigned q);
+
+/* May the device use guest memory? Bus mastering of PCI; true at first. While not, queues look empty and nothing is used. */
+void virtio_allow_dma(struct virtio_device *d, bool allowed);
 
 /* --- transports --- */
 
