@@ -188,7 +188,8 @@ static void add_noise(struct vfuzz *f, unsigned next)
 	if (addr & 1)
 		addr = BUFFERS + (addr & 0xffff);
 	unsigned at = r->used % r->size; /* as publish */
-	publish(f, q, &(struct vbuf){ addr, vfuzz_u32(f), false }, 1, vfuzz_u8(f) & 7);
+	uint32_t len = vfuzz_u32(f); /* one statement a read: compilers disagree on the order of arguments */
+	publish(f, q, &(struct vbuf){ addr, len, false }, 1, vfuzz_u8(f) & 7);
 	if (!r->packed && next)
 		vbench_desc(&f->b, q, at)->fourth = (uint16_t)(next == 15 ? UINT16_MAX : (at + next - 1) % (r->size + 1));
 }
@@ -216,23 +217,31 @@ static void registers(struct vfuzz *f)
 	case 0:
 		virtq_set_size(d, q, vfuzz_u16(f));
 		break;
-	case 1:
-		virtq_set_addr(d, q, (enum virtq_area)(vfuzz_u8(f) % 3), vfuzz_u8(f) & 1, vfuzz_u32(f));
+	case 1: {
+		enum virtq_area area = (enum virtq_area)(vfuzz_u8(f) % 3);
+		bool high = vfuzz_u8(f) & 1;
+		virtq_set_addr(d, q, area, high, vfuzz_u32(f));
 		break;
+	}
 	case 2:
 		virtq_enable(d, q);
 		break;
 	case 3:
 		virtio_set_status(d, vfuzz_u8(f));
 		break;
-	case 4:
-		virtio_accept(d, vfuzz_u8(f), vfuzz_u32(f));
+	case 4: {
+		unsigned word = vfuzz_u8(f);
+		virtio_accept(d, word, vfuzz_u32(f));
 		break;
-	case 5:
-		virtio_config_read(d, vfuzz_u16(f), 1 + vfuzz_u8(f) % 8);
+	}
+	case 5: {
+		unsigned offset = vfuzz_u16(f);
+		virtio_config_read(d, offset, 1 + vfuzz_u8(f) % 8);
 		break;
+	}
 	case 6: {
-		unsigned offset = vfuzz_u8(f), size = 1u << vfuzz_u8(f) % 4;
+		unsigned offset = vfuzz_u8(f);
+		unsigned size = 1u << vfuzz_u8(f) % 4;
 		virtio_config_write(d, offset, size, vfuzz_u64(f));
 		break;
 	}
