@@ -13,6 +13,7 @@
 #include "control/runtime.h"
 #include "machine/pc.h"
 
+#define HELP_COLUMN 36
 #define OPTIONS_MIN_MEMORY (16ull << 20)
 #define OPTIONS_MIN_CODE_CACHE (64ull << 10)
 #define OPTIONS_MAX_CODE_CACHE (1ull << 30) /* rel32 must reach across it */
@@ -458,7 +459,10 @@ void options_print_help(FILE *to)
 		char left[64];
 		snprintf(left, sizeof(left), "--%s%s%s", options[i].name, options[i].argument ? " " : "",
 			 options[i].argument ? options[i].argument : "");
-		fprintf(to, "  %-36s %s\n", left, options[i].help);
+		if (strlen(left) > HELP_COLUMN)
+			fprintf(to, "  %s\n  %*s %s\n", left, HELP_COLUMN, "", options[i].help);
+		else
+			fprintf(to, "  %-*s %s\n", HELP_COLUMN, left, options[i].help);
 	}
 	fputs(values_help, to);
 	fprintf(to, "\nOn a terminal, Ctrl-A x ends the VM and Ctrl-A h lists the other keys.\n"
