@@ -407,7 +407,7 @@ int options_parse(struct run_options *o, int argc, char *const *argv, struct err
 /* What the modules take in the values of the form FIRST,key=value; the manual page has all of it. */
 static const char values_help[] =
 	"\nValues with keys are FIRST,key=value,flag,...; a comma inside a value is written twice.\n"
-	"  --disk FILE       a raw or qcow2 image, or nbd://HOST/EXPORT, nbds://, nbd+unix:///EXPORT?socket=PATH\n"
+	"  --disk FILE       a raw or qcow2 image, or nbd://HOST/EXPORT, nbds://, nbd+unix:///EXPORT?socket=PATH; or vhost-user=SOCKET\n"
 	"    format=raw|qcow2|auto  ro  overlay (writes are thrown away)  snapshot=NAME\n"
 	"    cache=writeback|none|writethrough|directsync|unsafe  aio=io_uring|threads|auto  discard=unmap|ignore  lock=on|off\n"
 	"    iops= iops-rd= iops-wr=  bps= bps-rd= bps-wr=  (a second; bytes as 10M)  transport=pci|mmio  ring=packed|split\n"
@@ -415,6 +415,7 @@ static const char values_help[] =
 	"  --net user        user-mode network: hostfwd=tcp:127.0.0.1:2222-:22 (again for more)  net=10.0.2.0/24  restrict  dns=  hostname=\n"
 	"  --net passt       path=PROGRAM or socket=PATH   --net tap  ifname=tap0  queues=N  vhost=on|off|auto\n"
 	"  --net socket      listen=PATH|HOST:PORT or connect=PATH|HOST:PORT   (all: mac=52:54:00:...; default: from the VM's name)\n"
+	"  --net vhost-user  socket=PATH of a switch that moves the frames\n"
 	"    e.g. --net user,hostfwd=tcp:127.0.0.1:2222-:22   --net tap,ifname=tap0,queues=4   --net socket,listen=/tmp/wire\n"
 	"  --share DIR       tag=NAME  ro    e.g. --share /srv/data,tag=data; in the guest: mount -t virtiofs data /mnt\n";
 
