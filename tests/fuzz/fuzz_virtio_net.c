@@ -71,7 +71,7 @@ static void open_net(struct vfuzz *f, const struct virtio_host *host)
 	if (how & 2 && (keyval_parse(&kv, "--net", "user,restrict", "type", NULL) || net_open(&p->user, &kv, host->loop, NULL)))
 		abort();
 	const struct virtio_net_config c = {
-		.net = p->user ? p->user : &p->wire.n, .mac = { 2, 0, 0, 0, 0, 1 }, .queues = 1 + (how >> 2 & 3), .mtu = how & 16 ? 9000 : 0, .packed = true
+		.net = p->user ? p->user : &p->wire.n, .mac = { 2, 0, 0, 0, 0, 1 }, .queues = 1 + (how >> 2 & 3), .mtu = how & 16 ? 9000 : 0
 	};
 	virtio_net_create(&f->b.d, &c, host, NULL);
 }
