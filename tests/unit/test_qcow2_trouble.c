@@ -57,10 +57,8 @@ static void full_disk(void **unused)
 		read_all(b, model, SIZE);
 		/* What has a place is written; room that a discard makes is used again. */
 		assert_int_equal(write_at(b, model, 0, 96 << 10, 99), 0);
-		assert_int_equal(do_io(b, BLOCK_WRITE_ZEROES, 0, NULL, 0), 0);
 		struct sync_request s;
-		queue_io(b, &s, BLOCK_WRITE_ZEROES, 0, NULL, 512 << 10);
-		s.r.flags = BLOCK_MAY_UNMAP;
+		queue_zeroes(b, &s, 0, 512 << 10, true);
 		block_drain(b);
 		assert_int_equal(s.result, 0);
 		memset(model, 0, 512 << 10);
