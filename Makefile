@@ -8,6 +8,7 @@
 #   make bench    native, Trapline and QEMU TCG side by side; writes bench/RESULTS.md
 #   make fuzz     the fuzzers, FUZZ_SECONDS each (default 60); FUZZ='virtio-*' names those to run
 #   make asan     make test with address and undefined-behaviour sanitizers
+#   make soak     a Debian system under disk, network and memory load for SOAK_SECONDS (default 600)
 #   make install  install under PREFIX (default /usr/local), DESTDIR honoured
 #
 # Knobs of `make run`: ACCEL, CPUS, MEMORY, APPEND (added to the kernel command line), FLAVOUR (cloud or amd64). Of `make demo`: the first four.
@@ -16,6 +17,7 @@
 BUILD ?= build
 PREFIX ?= /usr/local
 FUZZ_SECONDS ?= 60
+SOAK_SECONDS ?= 600
 ACCEL ?= auto
 CPUS ?= 1
 MEMORY ?= 512M
@@ -43,6 +45,11 @@ test: build
 bench: build
 	@scripts/deps.sh bench
 	@/usr/bin/python3 bench/run.py --build $(BUILD) $(BENCH)
+	@/usr/bin/python3 bench/io.py --build $(BUILD) $(BENCH_IO)
+
+soak: build
+	@scripts/deps.sh test
+	@/usr/bin/python3 tests/soak.py --build $(BUILD) --seconds $(SOAK_SECONDS)
 
 fuzz: build
 	@scripts/fuzz.sh $(BUILD) $(FUZZ_SECONDS)
@@ -60,4 +67,4 @@ install: build
 clean:
 	rm -rf $(BUILD) build-asan build-fuzz
 
-.PHONY: all build run demo demo-disk test bench fuzz asan install clean
+.PHONY: all build run demo demo-disk test bench fuzz asan soak install clean

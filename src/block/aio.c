@@ -22,6 +22,7 @@ struct aio {
 	struct loop *loop;
 	int event_fd;		 /* signalled by whatever completes while nobody looks */
 	struct aio_uring *uring; /* NULL: threads */
+	bool mixed;		 /* the choice is ours: see is_threads */
 	struct aio_pool *pool;
 	struct aio_jobs submitted;
 	struct aio_jobs now;	 /* complete without an engine */
@@ -150,6 +151,7 @@ int aio_create(struct aio **out, enum aio_engine engine, struct loop *loop, stru
 			error_set(err, -r, "aio=io_uring: this host does not permit it (%s); use aio=threads or aio=auto", strerror(-r));
 			goto fail;
 		}
+		a->mixed = a->uring && engine == AIO_AUTO;
 	}
 	*out = a;
 	return 0;
@@ -215,12 +217,32 @@ static void start_threads(struct aio *a)
 		aio_pool_start(a->pool, &rest);
 }
 
+/* What the page cache takes or gives is mostly copying, and io_uring copies here, under the device lock; or, where a file system cannot
+ * tell at once whether a write would wait (ext4), in one kernel thread, one after the other. Only small reads are better off there. */
+static bool is_threads(const struct aio_job *j)
+{
+	return j->flags & AIO_CACHED && (j->op == AIO_WRITE || (j->op == AIO_READ && j->len > NOW_MAX));
+}
+
+static void start_mixed(struct aio *a)
+{
+	struct aio_jobs threads = { 0 }, rest = { 0 };
+	struct aio_job *j;
+	while ((j = aio_jobs_take(&a->submitted)))
+		aio_jobs_add(is_threads(j) ? &threads : &rest, j);
+	a->submitted = rest;
+	if (threads.first)
+		aio_pool_start(a->pool, &threads);
+}
+
 static void start(struct aio *a)
 {
+	if (!a->uring && a->submitted.first)
+		start_threads(a);
+	if (a->mixed && a->submitted.first)
+		start_mixed(a);
 	if (a->uring)
 		aio_uring_start(a->uring, &a->submitted);
-	else if (a->submitted.first)
-		start_threads(a);
 }
 
 static void deliver(struct aio *a)

@@ -36,7 +36,7 @@ struct aio_job {
 	unsigned char tries;
 };
 #define AIO_DATASYNC 1u /* of WRITE: RWF_DSYNC */
-#define AIO_CACHED 2u	/* of READ: fd goes through the page cache, so what is there already may be copied at once, in aio_kick */
+#define AIO_CACHED 2u	/* fd goes through the page cache: what is there already may be copied at once, in aio_kick */
 
 struct aio_work {
 	int (*run)(struct aio_work *w);		       /* pool thread */

@@ -250,7 +250,7 @@ static void start(struct file *f, struct block_request *r)
 		break;
 	case BLOCK_WRITE:
 		if (aligned(f, r) && !(f->guessed && !r->offset))
-			job(t, AIO_WRITE, f->bounce.datasync ? AIO_DATASYNC : 0);
+			job(t, AIO_WRITE, (f->direct ? 0 : AIO_CACHED) | (f->bounce.datasync ? AIO_DATASYNC : 0));
 		else
 			to_thread(t, run_bounce);
 		break;

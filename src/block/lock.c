@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/error.h"
 #include "base/log.h"
@@ -35,7 +36,7 @@ static int taken(int fd, int byte)
 	return l.l_type == F_UNLCK ? 0 : -EAGAIN;
 }
 
-int block_lock_image(int fd, bool writer, const char *path, const char *option, struct error *err)
+static int lock(int fd, bool writer)
 {
 	static const int denied[] = { PERM_WRITE, PERM_RESIZE };
 	static const int used[] = { PERM_READ, PERM_WRITE, PERM_RESIZE };
@@ -49,11 +50,25 @@ int block_lock_image(int fd, bool writer, const char *path, const char *option, 
 		r = taken(fd, DENIES + used[i]);
 	for (unsigned i = 0; i < 2 && !r; i++)
 		r = taken(fd, USES + denied[i]);
+	if (r) {
+		struct flock all = { .l_type = F_UNLCK, .l_whence = SEEK_SET, .l_start = USES, .l_len = 2 * (DENIES - USES) };
+		fcntl(fd, F_OFD_SETLK, &all);
+	}
+	return r;
+}
+
+int block_lock_image(int fd, bool writer, const char *path, const char *option, struct error *err)
+{
+	/* The kernel finishes what io_uring has in flight for a process that was killed, and keeps its files open so long: a VM that is started
+	 * again at once finds the locks of its predecessor for a moment. */
+	int r = lock(fd, writer);
+	for (int i = 0; (r == -EAGAIN || r == -EACCES) && i < 10; i++) {
+		struct timespec wait = { .tv_nsec = 50000000 };
+		nanosleep(&wait, NULL);
+		r = lock(fd, writer);
+	}
 	if (!r)
 		return 0;
-
-	struct flock all = { .l_type = F_UNLCK, .l_whence = SEEK_SET, .l_start = USES, .l_len = 2 * (DENIES - USES) };
-	fcntl(fd, F_OFD_SETLK, &all);
 	if (r == -EAGAIN || r == -EACCES)
 		return error_set(err, EAGAIN,
 				 "%s %s: another process has this image open%s; end that first, or take lock=off if you know that nobody "

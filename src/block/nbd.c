@@ -2,7 +2,7 @@
  * NBD client: an export of an NBD server as a block node, through libnbd's asynchronous interface on the machine's loop.
  *
  * One connection carries all requests, up to SLOTS commands at a time; what does not fit waits in a queue, so that memory is bounded whatever
- * the guest asks for. Requests are cut at the server's maximum block size and at PIECE_MAX. A piece that is contiguous in memory goes
+ * the guest asks for. Requests are cut at the server's maximum block size and at NBD_PIECE_MAX. A piece that is contiguous in memory goes
  * straight from or to it, any other through a bounce buffer of its slot (libnbd takes one buffer a command).
  *
  * The server is not trusted: libnbd checks the protocol, sizes are checked here, and a command that stays unanswered for `timeout=` seconds
@@ -17,11 +17,8 @@
  * server that takes two clients (qemu-nbd --shared=2).
  */
 #include <errno.h>
-#include <inttypes.h>
-#include <libnbd.h>
 #include <poll.h>
 #include <pthread.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,10 +31,10 @@
 #include "base/keyval.h"
 #include "base/log.h"
 #include "block/driver.h"
+#include "block/nbd_internal.h"
 #include "vm/loop.h"
 
-#define SLOTS 64
-#define PIECE_MAX (1u << 20)	    /* bytes of data a command; with SLOTS the bound on bounce memory */
+#define SLOTS 64 /* with NBD_PIECE_MAX the bound on bounce memory */
 #define RANGE_MAX (1ull << 30)	    /* of a trim or zero: it has no payload */
 #define CONNECT_NS (10 * NS_PER_SEC) /* for connecting and the handshake; less if the timeout for requests is */
 #define BACKOFF_MAX 30		    /* seconds */
@@ -55,7 +52,7 @@ struct track {
 struct slot {
 	struct nbd_node *node;
 	struct track *track; /* NULL: free */
-	uint8_t *bounce;     /* of PIECE_MAX bytes, or NULL: not needed yet */
+	uint8_t *bounce;     /* of NBD_PIECE_MAX bytes, or NULL: not needed yet */
 	bool copy;	     /* a read that went to the bounce buffer */
 	uint64_t skip, len;  /* the part of the request, bytes */
 	uint64_t since;	     /* clock_ns() */
@@ -63,25 +60,11 @@ struct slot {
 	struct slot *next;   /* of the completed */
 };
 
-/* What a server said about the export. */
-struct export {
-	uint64_t size, maximum;
-	uint32_t minimum, preferred;
-	bool read_only, can_flush, can_fua, can_trim, can_zero;
-};
-
-/* Where and how to connect. Immutable after open. */
-struct target {
-	char *uri, *certificates, *user, *psk;
-	const char *option;
-	uint64_t timeout_ns; /* of connecting */
-};
-
 struct nbd_node {
 	struct block_node *node;
 	struct loop *loop;
-	struct target target;
-	struct export export;
+	struct nbd_target target;
+	struct nbd_export export;
 	uint64_t timeout_ns;
 	bool fua;	  /* cache=writethrough: each write is durable when it is done */
 	bool unsafe;	  /* cache=unsafe: flushes are ignored */
@@ -99,7 +82,7 @@ struct nbd_node {
 	uint64_t head_done;				 /* bytes of it that were issued */
 	struct block_request *finished, **finished_tail; /* node_private is the result */
 	bool delivering;
-	uint8_t *zeroes; /* PIECE_MAX of them, for servers without write-zeroes */
+	uint8_t *zeroes; /* NBD_PIECE_MAX of them, for servers without write-zeroes */
 	struct vtimer timer;
 	bool timer_armed;
 
@@ -113,119 +96,14 @@ struct nbd_node {
 	atomic_bool cancel;
 	/* The thread's, until it has written ready_fd. */
 	struct nbd_handle *fresh;
-	struct export fresh_export;
+	struct nbd_export fresh_export;
 	struct error fresh_error;
 
 	pthread_mutex_t pread_lock;
 	struct nbd_handle *pread_nbd; /* [pread_lock] */
-	struct export pread_export;   /* [pread_lock] */
+	struct nbd_export pread_export;   /* [pread_lock] */
 	uint8_t *pread_buf;	      /* [pread_lock] */
 };
-
-/* --- connecting: in open, or on a thread --- */
-
-static bool power_of_two(uint64_t v)
-{
-	return v && !(v & (v - 1));
-}
-
-static int flag_of(int answer)
-{
-	return answer > 0;
-}
-
-static int learn_export(struct nbd_handle *h, const struct target *t, struct export *x, struct error *err)
-{
-	int64_t size = nbd_get_size(h);
-	if (size < 512)
-		return error_set(err, EPROTO, "%s: the NBD server %s gives no usable size for its export (%" PRId64 " bytes)", t->option, t->uri, size);
-	int64_t minimum = nbd_get_block_size(h, LIBNBD_SIZE_MINIMUM), preferred = nbd_get_block_size(h, LIBNBD_SIZE_PREFERRED),
-		maximum = nbd_get_block_size(h, LIBNBD_SIZE_MAXIMUM);
-	if (minimum < 1)
-		minimum = 1;
-	if (!power_of_two((uint64_t)minimum) || minimum > 4096)
-		return error_set(err, ENOTSUP, "%s: the NBD server %s wants requests in multiples of %" PRId64 " bytes; at most 4096 can be had", t->option,
-				 t->uri, minimum);
-	if (preferred < minimum || !power_of_two((uint64_t)preferred))
-		preferred = 4096;
-	if (maximum < minimum || maximum > PIECE_MAX)
-		maximum = PIECE_MAX;
-	maximum -= maximum % (minimum > 512 ? minimum : 512);
-	if (maximum <= 0)
-		return error_set(err, ENOTSUP, "%s: the NBD server %s takes no request of even one sector", t->option, t->uri);
-	uint64_t unit = minimum > 512 ? 4096 : 512;
-	*x = (struct export){
-		.size = (uint64_t)size - (uint64_t)size % unit,
-		.minimum = (uint32_t)minimum,
-		.preferred = preferred > 65536 ? 65536 : (uint32_t)preferred,
-		.maximum = (uint64_t)maximum,
-		.read_only = nbd_is_read_only(h) != 0,
-		.can_flush = flag_of(nbd_can_flush(h)),
-		.can_fua = flag_of(nbd_can_fua(h)),
-		.can_trim = flag_of(nbd_can_trim(h)),
-		.can_zero = flag_of(nbd_can_zero(h)),
-	};
-	if (!x->size)
-		return error_set(err, EPROTO, "%s: the export of the NBD server %s is smaller than a sector", t->option, t->uri);
-	return 0;
-}
-
-static int configure(struct nbd_handle *h, const struct target *t)
-{
-	if (nbd_set_uri_allow_transports(h, LIBNBD_ALLOW_TRANSPORT_TCP | LIBNBD_ALLOW_TRANSPORT_UNIX) < 0)
-		return -1;
-	if (t->certificates && nbd_set_tls_certificates(h, t->certificates) < 0)
-		return -1;
-	if (t->psk && nbd_set_tls_psk_file(h, t->psk) < 0)
-		return -1;
-	if (t->user && nbd_set_tls_username(h, t->user) < 0)
-		return -1;
-	return nbd_aio_connect_uri(h, t->uri);
-}
-
-/* libnbd's words, without the name of its function in front. */
-static const char *why(void)
-{
-	const char *text = nbd_get_error();
-	if (!text)
-		return "no reason given";
-	const char *colon = strstr(text, ": ");
-	return colon && !strncmp(text, "nbd_", 4) ? colon + 2 : text;
-}
-
-/* Connect and shake hands until `cancel` or the time is over. */
-static int connect_to(struct nbd_handle **out, struct export *x, const struct target *t, const atomic_bool *cancel, struct error *err)
-{
-	*out = NULL;
-	struct nbd_handle *h = nbd_create();
-	if (!h)
-		return error_set(err, ENOMEM, "%s: cannot start the NBD client for %s: %s", t->option, t->uri, why());
-	uint64_t end = clock_ns() + t->timeout_ns;
-	int r = configure(h, t);
-	if (r < 0)
-		r = error_set(err, nbd_get_errno() ? nbd_get_errno() : EINVAL, "%s: cannot connect to %s: %s", t->option, t->uri, why());
-	while (r == 0 && nbd_aio_is_connecting(h) > 0) {
-		uint64_t now = clock_ns();
-		if (now >= end)
-			r = error_set(err, ETIMEDOUT,
-				      "%s: the NBD server %s does not answer (one that takes a single client may be busy: qemu-nbd has --shared)", t->option,
-				      t->uri);
-		else if (cancel && atomic_load(cancel))
-			r = error_set(err, ECANCELED, "%s: connecting to %s was given up", t->option, t->uri);
-		else if (nbd_poll(h, 100) < 0)
-			r = error_set(err, nbd_get_errno() ? nbd_get_errno() : EIO, "%s: cannot connect to %s: %s", t->option, t->uri, why());
-	}
-	if (r == 0 && nbd_aio_is_ready(h) <= 0)
-		r = error_set(err, EPROTO, "%s: cannot connect to %s: the server closed the connection", t->option, t->uri);
-	if (r == 0)
-		r = learn_export(h, t, x, err);
-	if (r < 0) {
-		nbd_close(h);
-		return r;
-	}
-	*out = h;
-	return 0;
-}
 
 /* --- requests --- */
 
@@ -437,7 +315,7 @@ static int answer_here(struct nbd_node *n, const struct block_request *r)
 static uint8_t *bounce(struct slot *s)
 {
 	if (!s->bounce)
-		s->bounce = malloc(PIECE_MAX);
+		s->bounce = malloc(NBD_PIECE_MAX);
 	return s->bounce;
 }
 
@@ -472,7 +350,7 @@ static int send_piece(struct nbd_node *n, struct slot *s, struct block_request *
 			cookie = nbd_aio_zero(n->nbd, s->len, offset, cb, fua | keep);
 			break;
 		}
-		if (!n->zeroes && !(n->zeroes = calloc(1, PIECE_MAX)))
+		if (!n->zeroes && !(n->zeroes = calloc(1, NBD_PIECE_MAX)))
 			return ENOMEM;
 		cookie = nbd_aio_pwrite(n->nbd, n->zeroes, s->len, offset, cb, fua);
 		break;
@@ -569,7 +447,7 @@ static void serve_socket(struct nbd_node *n)
 		else if (p.revents & (POLLOUT | POLLHUP | POLLERR))
 			r = nbd_aio_notify_write(n->nbd);
 		if (r < 0 || nbd_aio_is_dead(n->nbd) || nbd_aio_is_closed(n->nbd)) {
-			lost(n, r < 0 ? why() : "the server closed it");
+			lost(n, r < 0 ? nbd_why() : "the server closed it");
 			break;
 		}
 		if (n->completed)
@@ -639,7 +517,7 @@ static void check_timeout(struct nbd_node *n)
 static void *connect_thread(void *opaque)
 {
 	struct nbd_node *n = opaque;
-	connect_to(&n->fresh, &n->fresh_export, &n->target, &n->cancel, &n->fresh_error);
+	nbd_connect(&n->fresh, &n->fresh_export, &n->target, &n->cancel, &n->fresh_error);
 	uint64_t one = 1;
 	ssize_t w = write(n->ready_fd, &one, sizeof(one));
 	(void)w;
@@ -655,7 +533,7 @@ static void on_ready(void *opaque, uint32_t revents)
 		return;
 	pthread_join(n->thread, NULL);
 	n->connecting = false;
-	const struct export *x = &n->fresh_export;
+	const struct nbd_export *x = &n->fresh_export;
 	if (n->fresh && (x->size != n->export.size || x->minimum > n->node->info.logical_block || (x->read_only && !n->node->info.read_only) ||
 			 (n->fua && !x->can_fua))) {
 		/* A guest has been told otherwise. */
@@ -741,7 +619,7 @@ static char *copy_of(const char *text)
 
 static int read_options(struct nbd_node *n, const struct block_open *o, struct error *err)
 {
-	struct target *t = &n->target;
+	struct nbd_target *t = &n->target;
 	uint64_t seconds = 30;
 	t->option = o->option;
 	t->uri = strdup(o->name);
@@ -782,7 +660,7 @@ static int read_options(struct nbd_node *n, const struct block_open *o, struct e
 
 static void describe_export(struct nbd_node *n, const struct block_open *o)
 {
-	const struct export *x = &n->export;
+	const struct nbd_export *x = &n->export;
 	struct block_info *info = &n->node->info;
 	*info = (struct block_info){
 		.size = x->size,
@@ -801,6 +679,7 @@ static int nbd_node_open(struct block_node *node, const struct block_open *o, st
 	struct nbd_node *n = calloc(1, sizeof(*n));
 	if (!n)
 		return error_set(err, ENOMEM, "out of memory for %s", o->name);
+	clock_init(); /* images are opened before the machine that would do it */
 	n->node = node;
 	n->loop = o->loop;
 	n->fd = n->ready_fd = -1;
@@ -813,7 +692,7 @@ static int nbd_node_open(struct block_node *node, const struct block_open *o, st
 		n->slot[i].node = n;
 	int r = read_options(n, o, err);
 	if (r == 0)
-		r = connect_to(&n->nbd, &n->export, &n->target, NULL, err);
+		r = nbd_connect(&n->nbd, &n->export, &n->target, NULL, err);
 	if (r == 0 && (o->cache == CACHE_WRITETHROUGH || o->cache == CACHE_DIRECTSYNC) && !o->read_only) {
 		n->fua = true;
 		if (!n->export.can_fua && n->export.can_flush && !n->export.read_only)
@@ -867,6 +746,18 @@ static void nbd_node_kick(struct block_node *node)
 	watch(n);
 }
 
+static void nbd_node_wait(struct block_node *node)
+{
+	struct nbd_node *n = node->priv;
+	unsigned direction = n->nbd && n->in_flight ? nbd_aio_get_direction(n->nbd) : 0;
+	if (direction) {
+		struct pollfd p = { .fd = n->fd };
+		p.events = (short)((direction & LIBNBD_AIO_DIRECTION_READ ? POLLIN : 0) | (direction & LIBNBD_AIO_DIRECTION_WRITE ? POLLOUT : 0));
+		poll(&p, 1, 100);
+	}
+	nbd_node_kick(node);
+}
+
 /* One aligned read on the second connection. */
 static int pread_piece(struct nbd_node *n, void *buf, uint64_t len, uint64_t offset)
 {
@@ -898,13 +789,13 @@ static int pread_locked(struct nbd_node *n, uint8_t *buf, uint64_t len, uint64_t
 	}
 	if (!n->pread_nbd) {
 		struct error err;
-		int r = connect_to(&n->pread_nbd, &n->pread_export, &n->target, &n->cancel, &err);
+		int r = nbd_connect(&n->pread_nbd, &n->pread_export, &n->target, &n->cancel, &err);
 		if (r < 0) {
 			log_warn("%s", err.text);
 			return -EIO;
 		}
 	}
-	const struct export *x = &n->pread_export;
+	const struct nbd_export *x = &n->pread_export;
 	if (len > x->size || offset > x->size - len)
 		return -EIO;
 	uint64_t mask = x->minimum - 1;
@@ -912,7 +803,7 @@ static int pread_locked(struct nbd_node *n, uint8_t *buf, uint64_t len, uint64_t
 		uint64_t start = offset & ~mask, skip = offset - start;
 		uint64_t some = len < x->maximum - skip ? len : x->maximum - skip, span = (skip + some + mask) & ~mask;
 		bool direct = !skip && span == some;
-		if (!direct && !n->pread_buf && !(n->pread_buf = malloc(PIECE_MAX)))
+		if (!direct && !n->pread_buf && !(n->pread_buf = malloc(NBD_PIECE_MAX)))
 			return -ENOMEM;
 		int r = pread_piece(n, direct ? buf : n->pread_buf, span, start);
 		if (r < 0)
@@ -941,5 +832,6 @@ const struct block_driver block_nbd = {
 	.close = nbd_node_close,
 	.submit = nbd_node_submit,
 	.kick = nbd_node_kick,
+	.wait = nbd_node_wait,
 	.pread = nbd_node_pread,
 };

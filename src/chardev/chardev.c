@@ -153,7 +153,7 @@ size_t chardev_write(struct chardev *cd, const uint8_t *data, size_t len)
 		n = len;
 	if (n && !kept && !cd->out_len && !cd->out_blocked)
 		vtimer_arm(&cd->out_timer, clock_ns() + GATHER_NS);
-	for (size_t i = 0; i < n; i++) {
+	for (size_t i = kept && n > OUT_KEPT ? n - OUT_KEPT : 0; i < n; i++) {
 		if (kept && cd->out_len == OUT_KEPT) {
 			cd->out_head = (cd->out_head + 1) % OUT_SIZE;
 			cd->out_len--;

@@ -105,19 +105,24 @@ static int parse_cpus(struct run_options *o, const char *value, struct error *er
 	return 0;
 }
 
-static int parse_serial(struct run_options *o, const char *value, struct error *err)
+/* What chardev_open takes, and "socket", which is the one of trapline console. */
+static int check_line(const char *option, const char *value, struct error *err)
 {
 	static const char *const kinds[] = { "stdio", "socket", "socket:", "pty", "pty:", "file:", "none" };
 	if (!strcmp(value, "file:") || !strcmp(value, "socket:") || !strcmp(value, "pty:"))
-		return error_set(err, EINVAL, "--serial %s without a path; write --serial %sPATH", value, value);
+		return error_set(err, EINVAL, "--%s %s without a path; write --%s %sPATH", option, value, option, value);
 	for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {
 		size_t len = strlen(kinds[i]);
-		if (kinds[i][len - 1] == ':' ? !strncmp(value, kinds[i], len) : !strcmp(value, kinds[i])) {
-			o->serial = value;
+		if (kinds[i][len - 1] == ':' ? !strncmp(value, kinds[i], len) : !strcmp(value, kinds[i]))
 			return 0;
-		}
 	}
-	return error_set(err, EINVAL, "--serial %s: no such kind; choose stdio, socket, socket:PATH, pty, pty:LINK, file:PATH or none", value);
+	return error_set(err, EINVAL, "--%s %s: no such kind; choose stdio, socket, socket:PATH, pty, pty:LINK, file:PATH or none", option, value);
+}
+
+static int parse_serial(struct run_options *o, const char *value, struct error *err)
+{
+	o->serial = value;
+	return check_line("serial", value, err);
 }
 
 static int parse_name(struct run_options *o, const char *value, struct error *err)
@@ -153,6 +158,17 @@ static int parse_net(struct run_options *o, const char *value, struct error *err
 static int parse_share(struct run_options *o, const char *value, struct error *err)
 {
 	return collect("share", o->shares, &o->nshares, MACHINE_MAX_SHARES, value, err);
+}
+
+static int parse_console(struct run_options *o, const char *value, struct error *err)
+{
+	o->console = value;
+	return check_line("console", value, err);
+}
+
+static int parse_port(struct run_options *o, const char *value, struct error *err)
+{
+	return collect("port", o->ports, &o->nports, MACHINE_MAX_PORTS, value, err);
 }
 
 static int parse_vsock(struct run_options *o, const char *value, struct error *err)
@@ -271,10 +287,12 @@ static const struct option options[] = {
 	{ "disk", "FILE[,key=value...]", "a disk: an image or an NBD export; again for more disks", parse_disk, .repeat = true },
 	{ "net", "TYPE[,key=value...]", "a network card: user, passt, tap, socket or none; again for more", parse_net, .repeat = true },
 	{ "share", "DIR[,key=value...]", "a host folder that the guest can mount; again for more", parse_share, .repeat = true },
-	{ "vsock", "FOLDER[,key=value...]", "connections to the guest's vsock ports as Unix sockets in a folder", parse_vsock },
+	{ "vsock", "PATH[,cid=N]", "the guest's vsock ports behind the Unix socket PATH, the host's at PATH_PORT", parse_vsock },
 	{ "balloon", "on|off[,key=value...]", "give memory back to the host (default off)", parse_balloon },
 	{ "rng", "on|off", "random numbers for the guest (default on)", parse_rng },
 	{ "serial", "stdio|socket|pty|file:PATH|none", "where the first serial port goes (default stdio); also socket:PATH, pty:LINK", parse_serial },
+	{ "console", "stdio|socket|pty|file:PATH|none", "a virtio console, hvc0 in the guest; also socket:PATH, pty:LINK", parse_console },
+	{ "port", "NAME=KIND", "a port of it for programs, by name: --port agent=socket:/tmp/agent; again for more", parse_port, .repeat = true },
 	{ "name", "NAME", "the VM's name, for trapline ls, stop, console, ... (default: made from --disk or --kernel)", parse_name },
 	{ "detach", NULL, "go on in the background once the VM is built; its console is trapline console NAME", parse_detach },
 	{ "no-reboot", NULL, "end when the guest resets instead of starting it again", parse_no_reboot },
@@ -374,8 +392,12 @@ int options_parse(struct run_options *o, int argc, char *const *argv, struct err
 	}
 	if (!o->kernel)
 		return error_set(err, EINVAL, "no kernel to run; give one with --kernel FILE");
+	if (o->console && o->serial && !strcmp(o->console, o->serial) && (!strcmp(o->serial, "stdio") || !strcmp(o->serial, "socket")))
+		return error_set(err, EINVAL, "--console and --serial cannot both be %s; leave --serial out, or choose another kind for one of them",
+				 o->serial);
+	bool console_there = o->console && !strcmp(o->console, o->detach ? "socket" : "stdio");
 	if (!o->serial)
-		o->serial = o->detach ? "socket" : "stdio";
+		o->serial = console_there ? "none" : o->detach ? "socket" : "stdio";
 	else if (o->detach && !strcmp(o->serial, "stdio"))
 		return error_set(err, EINVAL, "--detach: a VM in the background has no standard input; leave --serial out (trapline console "
 					      "then reaches it), or choose socket, file:PATH or none");
@@ -388,7 +410,7 @@ static const char values_help[] =
 	"  --disk FILE       a raw or qcow2 image, or nbd://HOST/EXPORT, nbds://, nbd+unix:///EXPORT?socket=PATH\n"
 	"    format=raw|qcow2|auto  ro  overlay (writes are thrown away)  snapshot=NAME\n"
 	"    cache=writeback|none|writethrough|directsync|unsafe  aio=io_uring|threads|auto  discard=unmap|ignore  lock=on|off\n"
-	"    iops= iops-rd= iops-wr=  bps= bps-rd= bps-wr=  (a second; bytes as 10M)\n"
+	"    iops= iops-rd= iops-wr=  bps= bps-rd= bps-wr=  (a second; bytes as 10M)  transport=pci|mmio  ring=packed|split\n"
 	"    e.g. --disk debian.qcow2,overlay   --disk data.raw,cache=none,iops=500   --disk nbd://10.0.0.5/vol1,ro\n"
 	"  --net user        user-mode network: hostfwd=tcp:127.0.0.1:2222-:22 (again for more)  net=10.0.2.0/24  restrict  dns=  hostname=\n"
 	"  --net passt       path=PROGRAM or socket=PATH   --net tap  ifname=tap0  queues=N  vhost=on|off|auto\n"

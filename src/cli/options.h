@@ -27,7 +27,9 @@ struct run_options {
 	/* Values as given, see machine_config. */
 	const char *disks[MACHINE_MAX_DISKS], *nets[MACHINE_MAX_NETS], *shares[MACHINE_MAX_SHARES];
 	unsigned ndisks, nnets, nshares;
-	const char *vsock, *balloon, *rng; /* or NULL */
+	const char *vsock, *console, *balloon, *rng; /* or NULL */
+	const char *ports[MACHINE_MAX_PORTS];
+	unsigned nports;
 	uint64_t memory;    /* bytes */
 	uint64_t memory_max; /* bytes; 0: no more than memory */
 	unsigned cpus;

@@ -154,7 +154,8 @@ static int reach_claim(struct reach *reach, const struct run_options *o, struct 
 	int r = o->name	      ? runtime_claim(&reach->runtime, o->name, err)
 		: o->ndisks ? runtime_claim_for_file(&reach->runtime, o->disks[0], err)
 			      : runtime_claim_for_file(&reach->runtime, o->kernel, err);
-	if (r && !o->name && !o->detach && strcmp(o->serial, "socket")) {
+	bool needed = o->name || o->detach || !strcmp(o->serial, "socket") || (o->console && !strcmp(o->console, "socket"));
+	if (r && !needed) {
 		log_info("%s: trapline ls and the like will not know this VM", err->text);
 		return 0;
 	}
@@ -179,7 +180,7 @@ static int reach_serve(struct reach *reach, const struct machine_config *config,
 		.config = config,
 		.name = config->name,
 		.accel = config->accel->name,
-		.has_console = config->serial == reach->serial,
+		.has_console = config->serial == reach->serial || config->console == reach->serial,
 		.started_ns = clock_ns(),
 	};
 	char path[128];
@@ -220,13 +221,16 @@ static int run_machine(const struct run_options *o, const struct accel_ops *acce
 		.nnets = o->nnets,
 		.nshares = o->nshares,
 		.vsock = o->vsock,
+		.console = o->console ? reach_serial(reach, o->console) : NULL,
+		.ports = o->ports,
+		.nports = o->nports,
 		.balloon = o->balloon,
 		.rng = o->rng,
 		.no_reboot = o->no_reboot,
 		.debug_flags = o->debug,
 		.code_cache_size = o->code_cache,
 	};
-	bool on_terminal = !strcmp(o->serial, "stdio") && isatty(STDIN_FILENO) && isatty(STDOUT_FILENO);
+	bool on_terminal = (!strcmp(o->serial, "stdio") || (o->console && !strcmp(o->console, "stdio"))) && isatty(STDIN_FILENO) && isatty(STDOUT_FILENO);
 	if (on_terminal && !strcmp(accel->name, "interp"))
 		fprintf(stderr, "trapline: the interpreter runs guest code some hundred times slower than the processor; be patient\n");
 

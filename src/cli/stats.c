@@ -41,7 +41,11 @@ static void print_number(const struct view *v, const char *group, const json_t *
 		format_size(text, sizeof(text), n > 0 ? (uint64_t)n : 0);
 	else
 		snprintf(text, sizeof(text), "%" JSON_INTEGER_FORMAT, n);
-	printf("  %-28s %16s", key, text);
+	char words[64];
+	snprintf(words, sizeof(words), "%s", key);
+	for (char *p = words; (p = strchr(p, '_'));)
+		*p = ' ';
+	printf("  %-28s %16s", words, text);
 	if (before && v->seconds > 0 && strcmp(group, "memory")) {
 		double per_second = (double)(n - json_integer_value(json_object_get(before, key))) / v->seconds;
 		if (per_second < 0) /* it was booted anew */

@@ -111,7 +111,7 @@ static void print_row(const struct runtime_vm *vm, const json_t *status, int wid
 		state = text ? text : "?";
 		snprintf(cpus, sizeof(cpus), "%u", (unsigned)number(status, "cpus"));
 		format_size(memory, sizeof(memory), number(m, "guest"));
-		format_size(resident, sizeof(resident), number(m, "process resident"));
+		format_size(resident, sizeof(resident), number(m, "process_resident"));
 		format_duration(uptime, sizeof(uptime), number(status, "uptime_ns"));
 	}
 	printf("%-*s  %7s  %-9s  %5s  %7s  %8s  %7s\n", width, vm->name, pid, state, cpus, memory, resident, uptime);

@@ -16,7 +16,7 @@ struct bus;
 struct error;
 
 #define IOAPIC_BASE 0xfec00000ull
-#define IOAPIC_PINS 24
+#define IOAPIC_PINS 32 /* 0-15 ISA, 16-23 PCI, 24-31 virtio-mmio: a 82093AA has 24, the version register says how many */
 
 #define IOAPIC_RTE_VECTOR 0xffull
 #define IOAPIC_RTE_LOGICAL (1ull << 11)

@@ -34,7 +34,7 @@ void irqchip_destroy(struct irqchip *chip);
 /* Claim the PIC's ports and the IOAPIC's window. */
 int irqchip_map(struct irqchip *chip, struct bus *pio, struct bus *mmio, struct error *err);
 
-/* The line of `gsi` 0..23. Valid as long as the chip. */
+/* The line of `gsi` 0..31. Valid as long as the chip. */
 struct irq_line irqchip_line(struct irqchip *chip, int gsi);
 
 /* The NMI input (LINT1 of the bootstrap processor). */

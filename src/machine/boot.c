@@ -37,12 +37,13 @@ static int write_bios_data(struct guest_ram *ram)
 	return 0;
 }
 
-static int write_tables(const struct machine_config *config, struct guest_ram *ram, struct error *err)
+static int write_tables(const struct machine_config *config, unsigned virtio_mmio, struct guest_ram *ram, struct error *err)
 {
 	const struct acpi_config acpi = {
 		.ncpus = config->ncpus,
 		.pci64_base = pci_mmio64_base(ram_end(ram)),
 		.pci64_size = PCI_MMIO64_SIZE,
+		.virtio_mmio = virtio_mmio,
 	};
 	const struct smbios_config smbios = {
 		.ncpus = config->ncpus,
@@ -63,7 +64,7 @@ static int write_tables(const struct machine_config *config, struct guest_ram *r
 	return 0;
 }
 
-int boot_prepare(struct load_result *out, const struct machine_config *config, struct guest_ram *ram, struct error *err)
+int boot_prepare(struct load_result *out, const struct machine_config *config, unsigned virtio_mmio, struct guest_ram *ram, struct error *err)
 {
 	struct load_file kernel, initrd = { 0 };
 	int r = load_file_open(&kernel, config->kernel, "--kernel", KERNEL_MAX, err);
@@ -89,7 +90,7 @@ int boot_prepare(struct load_result *out, const struct machine_config *config, s
 	load_file_close(&kernel);
 	/* The loading above is most of the time that measuring the clock takes anyway. */
 	clock_init();
-	return r ? r : write_tables(config, ram, err);
+	return r ? r : write_tables(config, virtio_mmio, ram, err);
 }
 
 void boot_state(struct x86_state *s, const struct load_result *boot)

@@ -11,8 +11,8 @@ struct load_result;
 struct machine_config;
 struct x86_state;
 
-/* Fill fresh (all zero) guest RAM as the configuration says; *out tells how to enter the kernel. */
-int boot_prepare(struct load_result *out, const struct machine_config *config, struct guest_ram *ram, struct error *err);
+/* Fill fresh (all zero) guest RAM as the configuration says, with virtio_mmio devices in the tables; *out tells how to enter the kernel. */
+int boot_prepare(struct load_result *out, const struct machine_config *config, unsigned virtio_mmio, struct guest_ram *ram, struct error *err);
 
 /* Change the boot processor's state after RESET into that for entering the loaded kernel. */
 void boot_state(struct x86_state *s, const struct load_result *boot);

@@ -162,7 +162,11 @@ static int create_devices(struct machine *m, struct error *err)
 		pci.isa[i] = irqchip_line(chip, i);
 	if ((r = pci_host_create(&m->pci, &pci, err)))
 		return r;
-	if ((r = machine_virtio_build(m->virtio, &m->ram, pci_host_bus(m->pci), err)))
+
+	struct machine_virtio_buses buses = { .pci = pci_host_bus(m->pci), .mmio = mmio };
+	for (int i = 0; i < VIRTIO_MMIO_SLOTS; i++)
+		buses.mmio_irq[i] = irqchip_line(chip, VIRTIO_MMIO_GSI + i);
+	if ((r = machine_virtio_build(m->virtio, &m->ram, &buses, err)))
 		return r;
 
 	const struct debugexit_config debugexit = {
@@ -227,7 +231,7 @@ static int build(struct machine *m, struct error *err)
 	int r = ram_create_room(&m->ram, m->config.memory, max ? max - m->config.memory : 0, err);
 	if (r)
 		return r;
-	if ((r = boot_prepare(&boot, &m->config, &m->ram, err)))
+	if ((r = boot_prepare(&boot, &m->config, machine_virtio_mmio(m->virtio), &m->ram, err)))
 		return r;
 
 	const struct vm_config vm_config = {
@@ -285,8 +289,9 @@ int machine_create(struct machine **out, const struct machine_config *config, st
 	pthread_mutex_init(&m->lock, NULL);
 	pthread_mutex_init(&m->device_lock, NULL);
 	int r = loop_create(&m->loop, &m->device_lock, err);
+	const struct chardev_config chardev = { .loop = m->loop, .quit = on_quit, .opaque = m };
 	if (!r)
-		r = machine_virtio_open(&m->virtio, &m->config, m->loop, err);
+		r = machine_virtio_open(&m->virtio, &m->config, m->loop, &chardev, err);
 	if (!r)
 		r = build(m, err);
 	if (r) {
@@ -399,9 +404,7 @@ int machine_balloon(struct machine *m, uint64_t size, struct error *err)
 
 void machine_resize_console(struct machine *m, uint16_t columns, uint16_t rows)
 {
-	(void)m;
-	(void)columns;
-	(void)rows;
+	machine_virtio_resize_console(m->virtio, columns, rows);
 }
 
 void machine_destroy(struct machine *m)

@@ -24,6 +24,7 @@ struct stats_sink;
 #define MACHINE_MAX_DISKS 16
 #define MACHINE_MAX_NETS 8
 #define MACHINE_MAX_SHARES 8
+#define MACHINE_MAX_PORTS 15
 #define MACHINE_MIN_MEMORY (4ull << 20)
 #define MACHINE_MAX_MEMORY (1ull << 40)
 
@@ -44,6 +45,9 @@ struct machine_config {
 	const char *const *shares;
 	unsigned ndisks, nnets, nshares;
 	const char *vsock;	       /* or NULL */
+	const char *console;	       /* hvc0: what chardev_open takes, or NULL: none */
+	const char *const *ports;      /* NAME=what chardev_open takes: further ports of the console */
+	unsigned nports;
 	const char *balloon;	       /* or NULL: none */
 	const char *rng;	       /* or NULL: none */
 	bool no_reboot;		       /* a guest reset ends machine_run instead of building the machine again */

@@ -33,9 +33,9 @@ void stats_memory(const struct stats_sink *s, const struct guest_ram *ram)
 	uint64_t backed = ram_resident(ram);
 	uint64_t all = resident();
 	stats_put(s, "memory", "", "guest", ram->size + atomic_load(&ram->room.bytes));
-	stats_put(s, "memory", "", "guest resident", backed);
-	stats_put(s, "memory", "", "process resident", all);
-	stats_put(s, "memory", "", "vmm overhead", all > backed ? all - backed : 0);
+	stats_put(s, "memory", "", "guest_resident", backed);
+	stats_put(s, "memory", "", "process_resident", all);
+	stats_put(s, "memory", "", "vmm_overhead", all > backed ? all - backed : 0);
 }
 
 void stats_vm(const struct stats_sink *s, const struct vm *vm)
@@ -68,12 +68,12 @@ void stats_vm(const struct stats_sink *s, const struct vm *vm)
 	for (enum accel_exit_kind kind = 0; kind <= ACCEL_EXIT_EMULATION_FAILED; kind++)
 		stats_put(s, "exits", "", vcpu_exit_name(kind), total[kind]);
 	stats_put(s, "accelerator", "", "interrupts", sum.interrupts);
-	stats_put(s, "accelerator", "", "instructions stepped", sum.insns_stepped);
-	stats_put(s, "accelerator", "", "tlb misses", sum.tlb_misses);
-	stats_put(s, "accelerator", "", "blocks translated", sum.blocks_translated);
-	stats_put(s, "accelerator", "", "instructions translated", sum.insns_translated);
-	stats_put(s, "accelerator", "", "code flushes", sum.code_flushes);
-	stats_put(s, "accelerator", "", "code bytes", sum.code_bytes);
+	stats_put(s, "accelerator", "", "instructions_stepped", sum.insns_stepped);
+	stats_put(s, "accelerator", "", "tlb_misses", sum.tlb_misses);
+	stats_put(s, "accelerator", "", "blocks_translated", sum.blocks_translated);
+	stats_put(s, "accelerator", "", "instructions_translated", sum.insns_translated);
+	stats_put(s, "accelerator", "", "code_flushes", sum.code_flushes);
+	stats_put(s, "accelerator", "", "code_bytes", sum.code_bytes);
 }
 
 void stats_virtio(const struct stats_sink *s, const struct virtio_device *d)

@@ -209,12 +209,15 @@ int ram_plug(struct guest_ram *ram, uint64_t gpa, uint64_t len)
 {
 	if (!whole_blocks(ram, gpa, len))
 		return -EINVAL;
-	for (uint64_t at = gpa - ram->room.gpa, end = at + len; at < end; at += RAM_BLOCK_SIZE) {
-		if (ram_room_has(ram, at))
-			continue;
-		punch(ram, ram->room.hva + at, RAM_BLOCK_SIZE); /* what came late for its last owner */
+	uint64_t first = gpa - ram->room.gpa;
+	for (uint64_t at = first; at < first + len; at += RAM_BLOCK_SIZE)
+		if (!ram_room_has(ram, at))
+			punch(ram, ram->room.hva + at, RAM_BLOCK_SIZE); /* what came late for its last owner */
+	int r = ram->watcher.plugged ? ram->watcher.plugged(ram->watcher.opaque, gpa, len) : 0;
+	if (r)
+		return r;
+	for (uint64_t at = first; at < first + len; at += RAM_BLOCK_SIZE)
 		mark(ram, at, true);
-	}
 	return 0;
 }
 

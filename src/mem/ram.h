@@ -44,6 +44,9 @@ struct ram_room {
 struct ram_watcher {
 	/* [gpa, gpa+len) was written to by something other than a vCPU. */
 	void (*written)(void *opaque, uint64_t gpa, uint64_t len);
+	/* [gpa, gpa+len) is RAM from now on, whole blocks; some may have been so before. 0, or -errno: then it does not become RAM. For who
+	 * maps memory beforehand; NULL if a look at each access is enough. */
+	int (*plugged)(void *opaque, uint64_t gpa, uint64_t len);
 	/* [gpa, gpa+len) is no RAM any more; ram_hva says so already. After the return no vCPU may reach it, but for an emulated
 	 * instruction that is under way. */
 	void (*unplugged)(void *opaque, uint64_t gpa, uint64_t len);
@@ -83,7 +86,7 @@ void ram_written(struct guest_ram *ram, uint64_t gpa, uint64_t len);
 int ram_discard(struct guest_ram *ram, uint64_t gpa, uint64_t len);
 
 /* Make [gpa, gpa+len) of the room RAM (zeros), or not any more (its memory goes back to the host). Blocks that are so already stay so.
- * 0, or -EINVAL if it is not whole blocks of the room. */
+ * 0, -EINVAL if it is not whole blocks of the room, or what the watcher says. */
 int ram_plug(struct guest_ram *ram, uint64_t gpa, uint64_t len);
 int ram_unplug(struct guest_ram *ram, uint64_t gpa, uint64_t len);
 /* Bytes of [gpa, gpa+len) that are plugged; 0 if it is not whole blocks of the room. */

@@ -28,7 +28,7 @@ struct net_backend {
 	void (*flush)(struct net *n);
 	/* The client has room again after net_deliver returned false. */
 	void (*resume)(struct net *n);
-	/* n->guest_offloads or n->pairs changed. Optional. */
+	/* n->guest_offloads, n->guest_mtu or n->pairs changed. Optional. */
 	void (*changed)(struct net *n);
 };
 
@@ -43,6 +43,7 @@ struct net {
 	void *client_opaque;
 	unsigned guest_offloads; /* NET_GIVES_ bits that the guest takes */
 	unsigned pairs;		 /* queue pairs in use, at least 1 */
+	uint16_t guest_mtu;
 	uint8_t *scratch;	 /* NET_FRAME_MAX bytes once a checksum was completed */
 };
 
@@ -71,6 +72,13 @@ int net_whole_packet(const struct net_header *h, uint8_t *frame, size_t len);
  * give each to fn. `out` has room for a frame. -EINVAL: it is not what its header says; nothing was given. */
 int net_segment(const struct net_header *h, const uint8_t *frame, size_t len, uint8_t *out, void (*fn)(void *opaque, const uint8_t *frame, size_t len),
 		void *opaque);
+
+/* The other way: a complete TCP packet that is larger than `mtu` as a large frame. Fills h, and *sum with the partial checksum that belongs at
+ * h->csum_start + h->csum_offset. -EINVAL if it is something else. */
+int net_large_frame(struct net_header *h, uint16_t *sum, const uint8_t *frame, size_t len, uint16_t mtu);
+
+/* Cut an IPv4 packet into fragments of at most `mtu` bytes (RFC 791 3.2) and give each to fn, as net_segment does. */
+int net_fragment(const uint8_t *frame, size_t len, uint16_t mtu, uint8_t *out, void (*fn)(void *opaque, const uint8_t *frame, size_t len), void *opaque);
 
 /* The backends; net.c lists them. */
 extern const struct net_backend net_backend_user, net_backend_passt, net_backend_tap, net_backend_socket, net_backend_none;

@@ -24,6 +24,7 @@ void net_init(struct net *n, const struct net_backend *backend, struct loop *loo
 		.loop = loop,
 		.info = { .queues = 1, .link = true },
 		.pairs = 1,
+		.guest_mtu = NET_DEFAULT_MTU,
 	};
 }
 
@@ -65,6 +66,7 @@ void net_set_client(struct net *n, const struct net_client *client, void *opaque
 	n->client_opaque = opaque;
 	n->guest_offloads = 0;
 	n->pairs = 1;
+	n->guest_mtu = NET_DEFAULT_MTU;
 	changed(n);
 	/* What waited for the old client's room is for nobody now. */
 	if (n->backend->resume)
@@ -80,6 +82,12 @@ void net_set_guest_offloads(struct net *n, unsigned caps)
 void net_set_queues(struct net *n, unsigned pairs)
 {
 	n->pairs = pairs ? pairs : 1;
+	changed(n);
+}
+
+void net_set_guest_mtu(struct net *n, uint16_t mtu)
+{
+	n->guest_mtu = mtu;
 	changed(n);
 }
 

@@ -34,6 +34,7 @@ struct net_header {
 #define NET_GSO_UDP_L4 5
 #define NET_GSO_ECN 0x80 /* with TCP */
 
+#define NET_DEFAULT_MTU 1500
 #define NET_FRAME_MAX 65550 /* 64 KiB of IP and an Ethernet header with a VLAN tag */
 
 /* What a backend can do, for the card to offer to its guest. */
@@ -85,6 +86,8 @@ void net_set_client(struct net *n, const struct net_client *client, void *opaque
 /* What the guest accepts in received frames (NET_GIVES_ bits), and how many pairs are in use. */
 void net_set_guest_offloads(struct net *n, unsigned caps);
 void net_set_queues(struct net *n, unsigned pairs);
+/* Its largest IP packet; 1500 until somebody says otherwise. Larger frames come only as what NET_GIVES_TSO bits allow. */
+void net_set_guest_mtu(struct net *n, uint16_t mtu);
 
 /* A frame from the guest; the iovecs are read before it returns. False: not now, `writable` follows. */
 bool net_send(struct net *n, unsigned q, const struct net_header *h, const struct iovec *iov, unsigned niov);

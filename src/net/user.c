@@ -26,8 +26,12 @@
 #include "net/user_options.h"
 #include "vm/loop.h"
 
-/* There is no wire: with large packets libslirp and the guest exchange 32 to 64 KiB at a time. */
-#define USER_MTU 65520
+/*
+ * There is no wire: libslirp may exchange packets with us that are larger than the guest's MTU, as large frames both ways. It sends segments
+ * of this MTU whatever the guest asks for (4.7 forgets the option on its way through connect). Its windows are below 64 KiB and it waits
+ * for room for a whole segment, so of those at least four must fit, or both sides wait for each other; and a whole number of the usual 1460 bytes.
+ */
+#define SLIRP_MTU (11 * 1460 + 40)
 #define EVENTS_A_ROUND 64
 #define HELD_MAX (8u << 20) /* bytes; libslirp sends at most 64 KiB a connection without an answer */
 #define MAX_SOCKETS 4096    /* of one guest, and no more than half of the process's descriptors */
@@ -72,7 +76,9 @@ struct user_net {
 	bool said_sockets, said_held;
 	STAILQ_HEAD(, held_frame) held;
 	size_t held_bytes;
-	uint8_t *frame, *segment; /* NET_FRAME_MAX each */
+	uint8_t *frame;		/* NET_FRAME_MAX each: the guest's, */
+	uint8_t *segment_in;	/* parts of it, */
+	uint8_t *segment_out;	/* and of libslirp's, which may come while that is taken apart */
 };
 
 static struct user_net *user_of(struct net *n)
@@ -293,12 +299,20 @@ static void on_notify(void *opaque)
 
 /* --- to the guest --- */
 
+/* One frame as libslirp sent it, or a part of it. */
 static bool deliver(struct user_net *u, const uint8_t *frame, size_t len)
 {
 	/* Nothing came over a wire: what libslirp computed a moment ago needs no checking. */
-	const struct net_header h = { .flags = NET_DATA_VALID };
-	const struct iovec iov = { (void *)frame, len };
-	return net_deliver(&u->net, 0, &h, &iov, 1);
+	struct net_header h = { .flags = NET_DATA_VALID };
+	struct iovec iov[3] = { { (void *)frame, len } };
+	uint16_t sum;
+	if (len - ETHER_HEADER <= u->net.guest_mtu || net_large_frame(&h, &sum, frame, len, u->net.guest_mtu))
+		return net_deliver(&u->net, 0, &h, iov, 1);
+	size_t at = (size_t)h.csum_start + h.csum_offset;
+	iov[0].iov_len = at;
+	iov[1] = (struct iovec){ &sum, sizeof(sum) };
+	iov[2] = (struct iovec){ (void *)(frame + at + sizeof(sum)), len - at - sizeof(sum) };
+	return net_deliver(&u->net, 0, &h, iov, 3);
 }
 
 static void listen_to_sockets(struct user_net *u, bool on)
@@ -321,11 +335,25 @@ static void hold(struct user_net *u, const uint8_t *frame, size_t len)
 	u->held_bytes += len;
 }
 
-static ssize_t on_send_packet(const void *frame, size_t len, void *opaque)
+static void output(void *opaque, const uint8_t *frame, size_t len)
 {
 	struct user_net *u = opaque;
 	if (!STAILQ_EMPTY(&u->held) || !deliver(u, frame, len))
 		hold(u, frame, len);
+}
+
+static ssize_t on_send_packet(const void *frame, size_t len, void *opaque)
+{
+	struct user_net *u = opaque;
+	struct net_header h;
+	uint16_t sum;
+	const unsigned large = NET_GIVES_TSO4 | NET_GIVES_TSO6;
+	if (len <= ETHER_HEADER + (size_t)u->net.guest_mtu || (u->net.guest_offloads & large) == large)
+		output(u, frame, len);
+	else if (net_large_frame(&h, &sum, frame, len, u->net.guest_mtu) == 0)
+		net_segment(&h, frame, len, u->segment_out, output, u);
+	else if (net_fragment(frame, len, u->net.guest_mtu, u->segment_out, output, u))
+		output(u, frame, len); /* IPv6 has no way but to try */
 	return (ssize_t)len;
 }
 
@@ -367,6 +395,28 @@ static bool may_pass(struct user_net *u, const uint8_t *f, size_t len)
 	return proto == PROTO_TCP && (f[l4 + 13] & (TCP_SYN | TCP_ACK)) != TCP_SYN;
 }
 
+/* The frame in u->frame, of `len` bytes. */
+static int input_any(struct user_net *u, const struct net_header *h, size_t len)
+{
+	struct net_header cut = *h;
+	int r;
+	switch (h->gso_type) {
+	case NET_GSO_UDP_L4:
+		return net_segment(h, u->frame, len, u->segment_in, input, u);
+	case NET_GSO_TCP6: /* IPv6 is held to the MTU: 100 bytes are for the headers */
+		cut.gso_size = SLIRP_MTU - 100;
+		return net_segment(&cut, u->frame, len, u->segment_in, input, u);
+	case NET_GSO_NONE:
+		r = net_finish_checksum(h, u->frame, len);
+		break;
+	default:
+		r = net_whole_packet(h, u->frame, len);
+	}
+	if (!r)
+		input(u, u->frame, len);
+	return r;
+}
+
 static bool user_send(struct net *n, unsigned q, const struct net_header *h, const struct iovec *iov, unsigned niov)
 {
 	(void)q;
@@ -376,15 +426,7 @@ static bool user_send(struct net *n, unsigned q, const struct net_header *h, con
 	if (clock_ns() - u->polled_at > 100 * NS_PER_MS)
 		tick(u);
 
-	int r = 0;
-	if (!may_pass(u, u->frame, len))
-		r = -EMFILE;
-	else if (h->gso_type == NET_GSO_UDP_L4)
-		r = net_segment(h, u->frame, len, u->segment, input, u);
-	else if (h->gso_type != NET_GSO_NONE && !(r = net_whole_packet(h, u->frame, len)))
-		input(u, u->frame, len);
-	else if (h->gso_type == NET_GSO_NONE && !(r = net_finish_checksum(h, u->frame, len)))
-		input(u, u->frame, len);
+	int r = may_pass(u, u->frame, len) ? input_any(u, h, len) : -EMFILE;
 	if (r)
 		n->stats.tx_dropped++;
 	return true;
@@ -445,7 +487,8 @@ static void user_close(struct net *n)
 	free(u->fds);
 	free(u->polls);
 	free(u->frame);
-	free(u->segment);
+	free(u->segment_in);
+	free(u->segment_out);
 	free(u);
 }
 
@@ -467,8 +510,7 @@ static int user_open(struct net **out, struct keyval *kv, struct loop *loop, str
 	if (!u)
 		return error_set(err, ENOMEM, "%s: out of memory", kv->option);
 	net_init(&u->net, &net_backend_user, loop);
-	u->net.info.caps = NET_CAN_CSUM | NET_CAN_TSO4 | NET_CAN_TSO6 | NET_CAN_USO | NET_GIVES_CSUM;
-	u->net.info.mtu = USER_MTU;
+	u->net.info.caps = NET_CAN_CSUM | NET_CAN_TSO4 | NET_CAN_TSO6 | NET_CAN_USO | NET_GIVES_CSUM | NET_GIVES_TSO4 | NET_GIVES_TSO6;
 	char text[INET_ADDRSTRLEN];
 	snprintf(u->net.describe, sizeof(u->net.describe), "user, %s/%u%s", inet_ntop(AF_INET, &o.net, text, sizeof(text)), o.prefix,
 		 o.restricted ? ", restricted" : "");
@@ -477,9 +519,10 @@ static int user_open(struct net **out, struct keyval *kv, struct loop *loop, str
 	u->timer_at = NEVER;
 	u->max_sockets = socket_limit();
 	u->frame = malloc(NET_FRAME_MAX);
-	u->segment = malloc(NET_FRAME_MAX);
+	u->segment_in = malloc(NET_FRAME_MAX);
+	u->segment_out = malloc(NET_FRAME_MAX);
 	u->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-	if (u->epoll_fd < 0 || !u->frame || !u->segment) {
+	if (u->epoll_fd < 0 || !u->frame || !u->segment_in || !u->segment_out) {
 		r = error_set(err, u->epoll_fd < 0 ? errno : ENOMEM, "%s: cannot start the user network: out of memory or descriptors", kv->option);
 		goto fail;
 	}
@@ -496,8 +539,8 @@ static int user_open(struct net **out, struct keyval *kv, struct loop *loop, str
 		.in6_enabled = o.ipv6,
 		.vprefix_len = 64,
 		.vhostname = o.hostname,
-		.if_mtu = USER_MTU,
-		.if_mru = USER_MTU,
+		.if_mtu = SLIRP_MTU,
+		.if_mru = SLIRP_MTU,
 	};
 	/* fec0::/64 with the host at ::2 and the name server at ::3, as elsewhere */
 	inet_pton(AF_INET6, "fec0::", &config.vprefix_addr6);

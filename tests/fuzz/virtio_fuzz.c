@@ -328,8 +328,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		}
 	}
 	must_recover(&f);
-	vbench_close(&f.b);
+	/* What is behind the device needs the loop to the end. */
+	virtio_connect(f.b.d, &(struct virtio_interrupt){ 0 });
+	f.b.d->ops->destroy(f.b.d);
+	f.b.d = NULL;
 	if (vfuzz_target.close)
 		vfuzz_target.close(&f);
+	vbench_close(&f.b);
 	return 0;
 }

@@ -115,7 +115,7 @@ def test_several_at_once(runtime, tmp_path, any_accel):
     for i, vm in enumerate(vms):
         entry = listed[f"vm{i}"]
         assert entry["pid"] == vm.process.pid and entry["state"] == "running" and entry["cpus"] == 1 + i % 2
-        assert entry["memory"]["guest"] == 128 << 20 and 0 < entry["memory"]["guest resident"] <= 128 << 20
+        assert entry["memory"]["guest"] == 128 << 20 and 0 < entry["memory"]["guest_resident"] <= 128 << 20
         assert entry["uptime_ns"] > 0 and entry["boots"] == 1
     table = run("ls").out.splitlines()
     assert len(table) == 4 and re.match(r"vm1 +\d+  running +2 +128M +\d+(\.\d)?M +\w+$", table[2]), table
@@ -175,12 +175,12 @@ def test_stats(runtime, tmp_path, any_accel):
     vm.wait_for("deaf")
     first = json.loads(run("stats", "counted", "--json").out)
     assert first["memory"]["guest"] == 256 << 20
-    assert 0 < first["memory"]["guest resident"] < first["memory"]["process resident"]
+    assert 0 < first["memory"]["guest_resident"] < first["memory"]["process_resident"]
     assert first["exits"]["pio"] > 100 and first["exits"]["hlt"] > 0
     assert set(first["cpu"]) == {"cpu0", "cpu1"} and first["cpu"]["cpu1"]["interrupts"] > 0
     assert first["accelerator"]["interrupts"] > 0
     if any_accel == "dbt":
-        assert first["accelerator"]["blocks translated"] > 1000 and first["accelerator"]["code bytes"] > 1 << 20
+        assert first["accelerator"]["blocks_translated"] > 1000 and first["accelerator"]["code_bytes"] > 1 << 20
     assert {"rng", "balloon"} <= set(first["device"])
     result = run("stats", "counted")
     assert result.status == 0

@@ -39,7 +39,7 @@ static uint8_t sum(const uint8_t *p, size_t n)
 
 static void build(unsigned ncpus)
 {
-	const struct acpi_config c = { .ncpus = ncpus, .pci64_base = 0x140000000, .pci64_size = 64ull << 30 };
+	const struct acpi_config c = { .ncpus = ncpus, .pci64_base = 0x140000000, .pci64_size = 64ull << 30, .virtio_mmio = 8 };
 	long n = acpi_build(area, sizeof(area), GPA, &c);
 	assert_true(n > 0);
 	used = (size_t)n;

@@ -415,6 +415,42 @@ static void refusals(void **unused)
 	block_bench_stop(&t);
 }
 
+/* A guest that writes a qcow2 header to a disk whose format was guessed could name any file of the host at the next start. */
+static void guessed(void **unused)
+{
+	(void)unused;
+	struct block_bench t;
+	block_bench_start(&t);
+	static const char *const keys[] = { "", "cache=none", "cache=writethrough,aio=threads" };
+	uint8_t *buf = aligned_alloc(4096, 8192), back[512];
+	static const uint8_t head[] = { 'Q', 'F', 'I', 0xfb, 0, 0, 0, 3 };
+	for (int i = 0; i < 3; i++) {
+		const char *path = make_file(&t, "disk", DISK, NULL);
+		struct block *b = open_disk(&t, path, keys[i]);
+		fill(buf, 8192, 4);
+		assert_int_equal(do_io(b, BLOCK_WRITE, 0, buf, 8192), 0);
+		memcpy(buf, head, sizeof(head));
+		assert_int_equal(do_io(b, BLOCK_WRITE, 0, buf, 8192), -EPERM);
+		assert_int_equal(do_io(b, BLOCK_WRITE, 0, buf, 512), -EPERM);
+		assert_int_equal(do_io(b, BLOCK_WRITE, 4096, buf, 512), 0);
+		assert_int_equal(do_io(b, BLOCK_READ, 0, back, 512), 0);
+		assert_memory_not_equal(back, head, 4);
+		block_close(b);
+		/* Who says that it is raw may write what he likes, and has it back. */
+		char raw[64];
+		snprintf(raw, sizeof(raw), "format=raw%s%s", *keys[i] ? "," : "", keys[i]);
+		b = open_disk(&t, path, raw);
+		assert_int_equal(do_io(b, BLOCK_WRITE, 0, buf, 8192), 0);
+		block_close(b);
+		b = open_disk(&t, path, raw);
+		assert_int_equal(do_io(b, BLOCK_READ, 0, back, 512), 0);
+		assert_memory_equal(back, buf, 512);
+		block_close(b);
+	}
+	free(buf);
+	block_bench_stop(&t);
+}
+
 /* --- limits --- */
 
 static void buckets(void **unused)
@@ -639,7 +675,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(modes),    cmocka_unit_test(big_sectors), cmocka_unit_test(ranges),   cmocka_unit_test(odd_size),
 		cmocka_unit_test(discards), cmocka_unit_test(refusals),	   cmocka_unit_test(buckets),  cmocka_unit_test(throttled),
-		cmocka_unit_test(locks),    cmocka_unit_test(locks_qemu),
+		cmocka_unit_test(locks),    cmocka_unit_test(locks_qemu),  cmocka_unit_test(guessed),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

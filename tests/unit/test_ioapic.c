@@ -53,17 +53,17 @@ static void registers(void **state)
 	struct ioapic io;
 	struct sink s;
 	setup(&io, &s);
-	assert_int_equal(get(&io, 1), 0x00170020);
+	assert_int_equal(get(&io, 1), 0x001f0020);
 	put(&io, 0, 0xff000000);
 	assert_int_equal(get(&io, 0), 0x0f000000);
 	put(&io, 1, 0);
-	assert_int_equal(get(&io, 1), 0x00170020);
+	assert_int_equal(get(&io, 1), 0x001f0020);
 	assert_int_equal(get(&io, 0x10), 0x00010000); /* masked after reset */
-	set_rte(&io, 23, ~0ull);
-	assert_int_equal(get(&io, 0x3e), 0x0001afff); /* status and remote IRR are read-only */
-	assert_int_equal(get(&io, 0x3f), 0xff000000);
-	put(&io, 0x40, 1);
-	assert_int_equal(get(&io, 0x40), 0);
+	set_rte(&io, 31, ~0ull);
+	assert_int_equal(get(&io, 0x4e), 0x0001afff); /* status and remote IRR are read-only */
+	assert_int_equal(get(&io, 0x4f), 0xff000000);
+	put(&io, 0x50, 1);
+	assert_int_equal(get(&io, 0x50), 0);
 	assert_int_equal(get(&io, 0x02), 0x0f000000);
 	assert_int_equal(s.n, 0);
 }
@@ -166,7 +166,7 @@ static void nobody_took_it(void **state)
 	ioapic_set_line(&io, 11, 1);
 	assert_int_equal(s.n, 2);
 	assert_true(get(&io, 0x26) & IOAPIC_RTE_REMOTE_IRR);
-	ioapic_set_line(&io, 24, 1);
+	ioapic_set_line(&io, IOAPIC_PINS, 1);
 	ioapic_set_line(&io, -1, 1);
 }
 

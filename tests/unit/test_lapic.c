@@ -716,7 +716,7 @@ static void gsi_routing(void **state)
 	irq_set(&pci, 1);
 	assert_int_equal(f.chip->ioapic.line & ~1u, 1u << 2 | 1u << 4 | 1u << 20);
 	assert_int_equal(f.chip->pic.chip[0].line, 0x11);
-	assert_null(irqchip_line(f.chip, 24).fn);
+	assert_null(irqchip_line(f.chip, IOAPIC_PINS).fn);
 	assert_null(irqchip_line(f.chip, -1).fn);
 	drop(&f);
 }

@@ -207,6 +207,96 @@ static void never(void *opaque, const uint8_t *frame, size_t len)
 	fail_msg("a segment of a frame that is no such frame");
 }
 
+/* A complete packet becomes a large frame, and that cut again is the same stream; the partial sum is the pseudo-header's. */
+static void large_frame(void **state)
+{
+	(void)state;
+	static uint8_t f[NET_FRAME_MAX], out[NET_FRAME_MAX];
+	for (unsigned kind = 0; kind < 4; kind++) {
+		struct sink s = { .v6 = kind & 1, .vlan = kind & 2, .payload = 16060 };
+		size_t len = large(f, s.v6, false, s.vlan, s.payload);
+		struct net_header h = gso(s.v6, false, 1448);
+		assert_int_equal(net_whole_packet(&h, f, len), 0);
+		uint16_t sum;
+		assert_int_equal(net_large_frame(&h, &sum, f, len, 1500), 0);
+		assert_int_equal(h.flags, NET_NEEDS_CSUM);
+		assert_int_equal(h.gso_type, s.v6 ? NET_GSO_TCP6 : NET_GSO_TCP4);
+		assert_int_equal(h.gso_size, 1500 - (s.v6 ? 40 : 20) - 32);
+		assert_int_equal(h.hdr_len, len - s.payload);
+		s.mss = h.gso_size;
+		assert_int_equal(net_segment(&h, f, len, out, on_segment, &s), 0);
+		assert_int_equal(s.seen, s.payload);
+		/* Completed from the partial sum, it is the packet that it was. */
+		memcpy(out, f, len);
+		memcpy(out + h.csum_start + h.csum_offset, &sum, 2);
+		assert_int_equal(net_finish_checksum(&h, out, len), 0);
+		check_packet(out, len, s.v6, false, s.vlan);
+		assert_int_equal(net_large_frame(&h, &sum, f, len, 52), -EINVAL); /* no room for a byte */
+		len = large(f, s.v6, true, s.vlan, s.payload);
+		assert_int_equal(net_large_frame(&h, &sum, f, len, 1500), -EINVAL);
+	}
+}
+
+struct pile {
+	uint8_t bytes[NET_FRAME_MAX];
+	size_t len;
+	unsigned n;
+	bool end;
+	uint16_t base;
+};
+
+static void on_fragment(void *opaque, const uint8_t *f, size_t len)
+{
+	struct pile *p = opaque;
+	assert_true(len <= 14 + 1006);
+	assert_int_equal(load_be16(f + 16), len - 14);
+	assert_int_equal(slow_sum(f + 14, 20, 0), 0xffff);
+	unsigned where = load_be16(f + 20);
+	assert_int_equal(((where & 0x1fff) - p->base) * 8, p->len);
+	assert_false(p->end);
+	p->end = !(where & 0x2000);
+	memcpy(p->bytes + p->len, f + 34, len - 34);
+	p->len += len - 34;
+	p->n++;
+}
+
+static void fragments(void **state)
+{
+	(void)state;
+	static uint8_t f[NET_FRAME_MAX], out[NET_FRAME_MAX];
+	static struct pile p;
+	for (size_t payload = 900; payload < 4000; payload += 7) {
+		size_t len = large(f, false, true, false, payload);
+		store_be16(f + 16, (uint16_t)(len - 14));
+		p = (struct pile){ .len = 0 };
+		assert_int_equal(net_fragment(f, len, 1006, out, on_fragment, &p), 0);
+		assert_true(p.end);
+		assert_int_equal(p.len, len - 34);
+		assert_memory_equal(p.bytes, f + 34, p.len);
+	}
+	/* A fragment in the middle stays one. */
+	size_t len = large(f, false, true, false, 3000);
+	store_be16(f + 16, (uint16_t)(len - 14));
+	store_be16(f + 20, 0x2000 | 100);
+	p = (struct pile){ .base = 100 };
+	assert_int_equal(net_fragment(f, len, 1006, out, on_fragment, &p), 0);
+	assert_false(p.end);
+	/* Not to be fragmented, too far, of another kind, or a lie. */
+	static const struct {
+		size_t at;
+		uint16_t value;
+	} bad[] = { { 20, 0x4000 }, { 20, 0x1fff }, { 12, ETHERTYPE_IP6 }, { 16, 19 }, { 16, 4000 }, { 14, 0x4600 } };
+	for (unsigned i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+		len = large(f, false, true, false, 3000);
+		store_be16(f + 16, (uint16_t)(len - 14));
+		store_be16(f + bad[i].at, bad[i].value);
+		if (net_fragment(f, len, 1006, out, never, NULL) != -EINVAL)
+			fail_msg("bad[%u] was cut", i);
+	}
+	assert_int_equal(net_fragment(f, 33, 1006, out, never, NULL), -EINVAL);
+	assert_int_equal(net_fragment(f, len, 27, out, never, NULL), -EINVAL);
+}
+
 static void count(void *opaque, const uint8_t *frame, size_t len)
 {
 	(void)frame;
@@ -292,6 +382,8 @@ int main(void)
 		cmocka_unit_test(checksum),
 		cmocka_unit_test(finish),
 		cmocka_unit_test(segments),
+		cmocka_unit_test(large_frame),
+		cmocka_unit_test(fragments),
 		cmocka_unit_test(hostile),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

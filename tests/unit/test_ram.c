@@ -105,6 +105,14 @@ static void note_gone(void *opaque, uint64_t gpa, uint64_t len)
 	assert_null(ram_hva(ram, gpa, 1)); /* nobody can find it any more */
 }
 
+static int refuse(void *opaque, uint64_t gpa, uint64_t len)
+{
+	(void)opaque;
+	told_gpa = gpa;
+	told_len = len;
+	return -ENOMEM;
+}
+
 static void discarded_pages_are_zero_and_cost_nothing(void **state)
 {
 	(void)state;
@@ -178,6 +186,10 @@ static void room_is_ram_where_it_is_plugged(void **state)
 	assert_int_equal(ram_plug(&ram, 0, block), -EINVAL);
 	assert_int_equal(ram_unplug(&ram, 0, block), -EINVAL);
 	assert_int_equal(ram_unplug(&ram, at + 299 * block, 2 * block), -EINVAL);
+	ram_set_watcher(&ram, &(struct ram_watcher){ .plugged = refuse });
+	assert_int_equal(ram_plug(&ram, at, block), -ENOMEM);
+	assert_true(told_gpa == at && told_len == block);
+	assert_null(ram_hva(&ram, at, 1));
 	assert_int_equal(ram_unplug(&ram, at, 300 * block), 0);
 	assert_true(ram.room.bytes == 0 && ram_resident(&ram) == 0);
 	ram_destroy(&ram);

@@ -98,6 +98,54 @@ static void test_log_limit(void **state)
 	assert_int_equal(lines, 10);
 }
 
+/* A driver that makes a buffer available for each that comes back keeps the device busy, but not the device lock: the rest of the work
+ * is done by the event loop. */
+static void test_budget(void **state)
+{
+	struct fixture *f = *state;
+	struct vbench *b = &f->b;
+	for (unsigned k = 0; k < KINDS; k++) {
+		vbench_start(b, kinds[k]);
+		f->p.refill = b;
+		f->p.refills = 0;
+		add_one(b);
+		vbench_kick(b, 0);
+		assert_int_equal(f->p.refills, 2 * SIZE);
+		vbench_loop(b, 5, NULL, NULL);
+		assert_true(f->p.refills > 3 * SIZE);
+		/* When it stops, nothing is left over. */
+		f->p.refill = NULL;
+		vbench_loop(b, 5, NULL, NULL);
+		while (vbench_used(b, 0, NULL) >= 0)
+			;
+		assert_int_equal(vbench_free_id(&b->ring[0]), 0);
+		assert_false(b->ring[0].busy[0] || b->ring[0].busy[1]);
+		round_trip(f, 0, 2, false);
+	}
+}
+
+static void test_dma(void **state)
+{
+	struct fixture *f = *state;
+	struct vbench *b = &f->b;
+	vbench_start(b, UINT64_MAX);
+	virtio_allow_dma(b->d, false);
+	add_one(b);
+	vbench_kick(b, 0);
+	assert_null(virtq_pop(virtio_queue(b->d, 0)));
+	assert_int_equal(vbench_used(b, 0, NULL), -1);
+	virtio_allow_dma(b->d, true);
+	assert_true(vbench_used(b, 0, NULL) >= 0);
+	round_trip(f, 0, 2, false);
+	f->p.hold = true;
+	add_one(b);
+	vbench_kick(b, 0);
+	virtio_allow_dma(b->d, false);
+	virtq_push(virtio_queue(b->d, 0), f->p.held[0], 0); /* what was in flight is not told any more */
+	f->p.nheld = 0;
+	assert_int_equal(vbench_used(b, 0, NULL), -1);
+}
+
 /* --- resets --- */
 
 /* Requests that are in flight hold a reset up; their buffers are answered to nobody. */
@@ -226,7 +274,7 @@ static void test_init_errors(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		T(test_status), T(test_log_limit), T(test_slow_reset), T(test_queue_reset), T(test_config), T(test_init_errors),
+		T(test_status), T(test_log_limit), T(test_budget), T(test_dma), T(test_slow_reset), T(test_queue_reset), T(test_config), T(test_init_errors),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -27,6 +27,8 @@ struct probe {
 	unsigned nheld;
 	bool hold;	    /* keep chains instead of echoing */
 	bool slow;	    /* resets finish later */
+	struct vbench *refill; /* make a buffer available for each that is answered: what a driver on another CPU does */
+	unsigned refills;
 	unsigned notifies, starts, resets, queue_resets;
 	uint8_t config[8];
 };
@@ -36,6 +38,16 @@ static inline void echo(struct virtio_queue *q, struct virtio_chain *c)
 	uint8_t bytes[256];
 	size_t n = virtio_chain_read(c, 0, bytes, sizeof(bytes));
 	virtq_push(q, c, virtio_chain_write(c, 0, bytes, n));
+}
+
+static inline void refill(struct probe *p)
+{
+	if (!p->refill)
+		return;
+	while (vbench_used(p->refill, 0, NULL) >= 0)
+		;
+	vbench_add(p->refill, 0, (struct vbuf[]){ { 0x1000, 1, false }, { 0x2000, 1, true } }, 2);
+	p->refills++;
 }
 
 static inline void probe_notify(struct virtio_device *d, unsigned q)
@@ -49,8 +61,10 @@ static inline void probe_notify(struct virtio_device *d, unsigned q)
 		while (p->nheld < sizeof(p->held) / sizeof(p->held[0]) && (c = virtq_pop(queue)))
 			if (p->hold)
 				p->held[p->nheld++] = c;
-			else
+			else {
 				echo(queue, c);
+				refill(p);
+			}
 		virtq_notify(queue);
 	} while (p->nheld < sizeof(p->held) / sizeof(p->held[0]) && virtq_want_notify(queue));
 }

@@ -346,9 +346,25 @@ static void balloon_config_write(struct virtio_device *d, unsigned offset, unsig
 
 static void balloon_stats(struct virtio_device *d, char *text, size_t room)
 {
-	const struct balloon *b = of(d);
-	snprintf(text, room, "target %" PRIu64 "\nactual %" PRIu64 "\ninflated %" PRIu64 "\nreported %" PRIu64 "\n",
-		 (uint64_t)b->config.num_pages << PAGE_SHIFT, (uint64_t)b->config.actual << PAGE_SHIFT, b->inflated, b->reported);
+	static const char *const name[BALLOON_TAGS] = {
+		[BALLOON_SWAP_IN] = "guest swapped in",
+		[BALLOON_SWAP_OUT] = "guest swapped out",
+		[BALLOON_MAJOR_FAULTS] = "guest major faults",
+		[BALLOON_MINOR_FAULTS] = "guest minor faults",
+		[BALLOON_FREE] = "guest free",
+		[BALLOON_TOTAL] = "guest total",
+		[BALLOON_AVAILABLE] = "guest available",
+		[BALLOON_CACHES] = "guest caches",
+		[BALLOON_HUGETLB_ALLOC] = "guest hugetlb allocations",
+		[BALLOON_HUGETLB_FAIL] = "guest hugetlb failures",
+	};
+	struct balloon_stats s;
+	virtio_balloon_stats(d, &s);
+	int n = snprintf(text, room, "target %" PRIu64 "\nactual %" PRIu64 "\ninflated %" PRIu64 "\nreported %" PRIu64 "\n", s.target, s.actual,
+			 s.inflated, s.reported);
+	for (unsigned tag = 0; tag < BALLOON_TAGS && (size_t)n < room; tag++)
+		if (s.known >> tag & 1)
+			n += snprintf(text + n, room - (size_t)n, "%s %" PRIu64 "\n", name[tag], s.value[tag]);
 }
 
 static void balloon_destroy(struct virtio_device *d)

@@ -6,6 +6,9 @@
  * does not promise to keep its hands off (UNPLUGGED_INACCESSIBLE) is refused. A guest never has more than was requested, but for
  * what it has not yet given back after the request became smaller.
  *
+ * Linux needs no SRAT to use it. One that named the room would make it set 64 MiB aside for bounce buffers, for devices that do not
+ * reach above 4 GiB: here are none.
+ *
  * Owner: who creates it, destroyed through its ops. Device lock held for all calls. Blocks stay plugged when the device is reset, as the
  * specification has it; a reboot makes RAM anew.
  */

@@ -15,6 +15,7 @@
 #define TX_SIZE 256
 #define CTRL_SIZE 64
 #define ETHER_HEADER 14
+#define TX_INTERRUPT_NS 500000 /* at most so late, see finish_batch */
 #define TX_A_ROUND (2 * TX_SIZE) /* frames of one queue; then others get the device lock */
 
 /* --- offloads: the same thing in the card's bits and in the backend's --- */
@@ -139,10 +140,35 @@ static bool transmit(struct virtio_net *v, unsigned pair, const struct virtio_ch
 	return net_send(v->net, pair, &h, v->iov, (unsigned)n);
 }
 
+/*
+ * Frames were sent, and used buffers are to be told. If the backend answered at once, the guest gets an interrupt for what it received, and drivers
+ * clean up their transmit queue there too: the second interrupt waits, and mostly turns out to be not wanted any more.
+ */
+static void finish_batch(struct virtio_net *v, struct virtio_queue *queue, bool answered)
+{
+	if (!answered) {
+		virtq_notify(queue);
+		return;
+	}
+	if (v->tx_interrupt_armed)
+		return;
+	v->tx_interrupt_armed = true;
+	vtimer_arm(&v->tx_interrupt, clock_ns() + TX_INTERRUPT_NS);
+}
+
+static void on_tx_interrupt(void *opaque)
+{
+	struct virtio_net *v = opaque;
+	v->tx_interrupt_armed = false;
+	for (unsigned i = 0; i < v->max_pairs; i++)
+		virtq_notify(virtio_queue(&v->d, net_tx_queue(i)));
+}
+
 static void transmit_queue(struct virtio_net *v, unsigned pair)
 {
 	struct virtio_queue *queue = virtio_queue(&v->d, net_tx_queue(pair));
 	unsigned round = 0;
+	uint64_t interrupts = v->d.interrupts;
 	if (v->tx_waits[pair])
 		return;
 	do {
@@ -165,7 +191,7 @@ static void transmit_queue(struct virtio_net *v, unsigned pair)
 		}
 		if (round != before)
 			net_flush(v->net);
-		virtq_notify(queue);
+		finish_batch(v, queue, v->d.interrupts != interrupts);
 		if (v->tx_waits[pair])
 			return;
 		if (round >= TX_A_ROUND) {
@@ -239,6 +265,7 @@ static void net_start(struct virtio_device *d)
 		virtq_no_notify(virtio_queue(d, net_rx_queue(i)));
 	net_set_client(v->net, &client, v);
 	net_set_guest_offloads(v->net, virtio_net_gives(d->features));
+	net_set_guest_mtu(v->net, virtio_has(d, NET_F_MTU) ? v->regs.mtu : NET_DEFAULT_MTU);
 }
 
 /* No chain is kept over a call, so there is nothing to wait for. */
@@ -247,10 +274,12 @@ static bool net_reset(struct virtio_device *d)
 	struct virtio_net *v = net_of(d);
 	net_set_client(v->net, NULL, NULL);
 	vtimer_cancel(&v->again);
+	vtimer_cancel(&v->tx_interrupt);
 	virtio_net_filter_reset(v);
 	memcpy(v->regs.mac, v->mac, sizeof(v->mac));
 	memset(v->tx_waits, 0, sizeof(v->tx_waits));
 	memset(v->flow_pair, 0, sizeof(v->flow_pair));
+	v->tx_interrupt_armed = false;
 	v->rx_waits = v->said_header = v->said_small = false;
 	v->pairs = 1;
 	return true;
@@ -275,6 +304,7 @@ static void net_destroy(struct virtio_device *d)
 	struct virtio_net *v = net_of(d);
 	net_set_client(v->net, NULL, NULL);
 	vtimer_cancel(&v->again);
+	vtimer_cancel(&v->tx_interrupt);
 	virtio_fini(d);
 	free(v);
 }
@@ -324,6 +354,7 @@ int virtio_net_create(struct virtio_device **out, const struct virtio_net_config
 	v->regs.status = info->link ? NET_S_LINK_UP : 0;
 	virtio_net_filter_reset(v);
 	vtimer_init(&v->again, host->loop, on_again, v);
+	vtimer_init(&v->tx_interrupt, host->loop, on_tx_interrupt, v);
 
 	uint16_t sizes[2 * VIRTIO_NET_MAX_PAIRS + 1];
 	unsigned n = 2 * v->max_pairs;
@@ -335,6 +366,8 @@ int virtio_net_create(struct virtio_device **out, const struct virtio_net_config
 		free(v);
 		return r;
 	}
+	if (!c->packed)
+		v->d.offered &= ~VIRTIO_BIT(VIRTIO_F_RING_PACKED);
 	*out = &v->d;
 	return 0;
 }

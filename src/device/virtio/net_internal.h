@@ -62,7 +62,9 @@ struct virtio_net {
 	bool rx_waits;			     /* the backend holds frames for us */
 	bool mergeable;
 	bool said_header, said_small;
-	struct vtimer again; /* rest of a transmit queue that never ends */
+	struct vtimer again;	    /* rest of a transmit queue that never ends */
+	struct vtimer tx_interrupt; /* one that was put off */
+	bool tx_interrupt_armed;
 	uint64_t tx_bad, rx_filtered, rx_large;
 
 	/* Receive filters (5.1.6.5.1, .2, .3). */

@@ -290,6 +290,9 @@ static void config_written(struct pci_device *pci, unsigned offset, unsigned siz
 {
 	struct virtio_pci *t = (struct virtio_pci *)pci;
 	uint32_t at, length;
+	/* A kernel that hands over to another switches it off so that buffers of the first are left alone. */
+	if (offset < PCI_COMMAND + 2 && offset + size > PCI_COMMAND)
+		virtio_allow_dma(t->d, pci_dma_allowed(pci));
 	if (window_target(pci, t->window, offset, size, &at, &length))
 		bar_write(t, at, length, pci_get32(pci, t->window + CAP_EXTRA) & UINT32_MAX >> (32 - 8 * length));
 }

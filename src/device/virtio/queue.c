@@ -256,9 +256,18 @@ bool virtq_ready(const struct virtio_queue *q)
 	return q->enabled && virtio_is_live(q->dev);
 }
 
+/* A guest that refills as fast as we empty must not keep the device lock for ever. */
+static bool is_over_budget(struct virtio_queue *q)
+{
+	if (!q->limited || q->budget)
+		return false;
+	q->more = true;
+	return true;
+}
+
 struct virtio_chain *virtq_pop(struct virtio_queue *q)
 {
-	if (!virtq_ready(q))
+	if (!virtq_ready(q) || is_over_budget(q))
 		return NULL;
 	struct virtq_walk w = { .q = q, .chain = take_chain(q) };
 	if (!w.chain) {
@@ -277,6 +286,7 @@ struct virtio_chain *virtq_pop(struct virtio_queue *q)
 		give_chain(w.chain);
 		return NULL;
 	}
+	q->budget -= q->limited;
 	return w.chain;
 }
 
@@ -376,7 +386,7 @@ void virtq_no_notify(struct virtio_queue *q)
 
 bool virtq_want_notify(struct virtio_queue *q)
 {
-	if (!virtq_ready(q))
+	if (!virtq_ready(q) || is_over_budget(q))
 		return false;
 	return q->packed ? virtq_packed_want_notify(q) : virtq_split_want_notify(q);
 }
@@ -413,7 +423,7 @@ size_t virtio_chain_read(const struct virtio_chain *c, size_t skip, void *dst, s
 
 size_t virtio_chain_write(const struct virtio_chain *c, size_t skip, const void *src, size_t len)
 {
-	return copy(c->iov + c->nout, c->nin, skip, (void *)src, len, true);
+	return c->nin ? copy(c->iov + c->nout, c->nin, skip, (void *)src, len, true) : 0; /* a fresh chain of empty parts has no iov */
 }
 
 int iov_slice(const struct iovec *iov, unsigned n, size_t skip, size_t len, struct iovec *out, unsigned room)

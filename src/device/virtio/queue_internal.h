@@ -39,6 +39,9 @@ struct virtio_queue {
 	uint32_t in_flight;  /* places in the ring that popped chains take: never more than size */
 	uint32_t unsignaled; /* places pushed since the last virtq_notify */
 	uint32_t generation; /* counts resets: a chain of an earlier one is stale */
+	bool limited;	     /* in a kick: `budget` more chains, then `more` is set and the rest waits for the event loop */
+	bool more;
+	uint32_t budget;
 	struct virtio_chain *free;
 };
 

@@ -14,6 +14,7 @@ struct error;
 struct keyval;
 struct virtio_device;
 struct virtio_host;
+struct virtio_net_config;
 
 #define VHOST_PATH_MAX 108
 
@@ -25,7 +26,8 @@ struct vhost_blk_config {
 struct vhost_net_config {
 	char socket[VHOST_PATH_MAX];
 	uint8_t mac[6];
-	unsigned pairs; /* 1..8 */
+	unsigned pairs;
+	uint16_t mtu; /* 0: no opinion */
 };
 
 /* --share. */
@@ -37,9 +39,9 @@ struct share_config {
 	unsigned cache; /* of the daemon: none, auto, always */
 };
 
-/* Keys of --disk and --net: vhost-user=SOCKET (or socket= of --net type=vhost-user), queues=. */
+/* Keys of --disk: vhost-user=SOCKET, queues=; of --net type=vhost-user: socket=, and those that virtio_net_parse took into `card`. */
 int vhost_blk_parse(struct vhost_blk_config *c, struct keyval *kv, struct error *err);
-int vhost_net_parse(struct vhost_net_config *c, struct keyval *kv, const uint8_t mac[6], struct error *err);
+int vhost_net_parse(struct vhost_net_config *c, struct keyval *kv, const struct virtio_net_config *card, struct error *err);
 /* path= (the first), socket=, tag= (default: `name`), ro, cache=none|auto|always. */
 int share_parse(struct share_config *c, struct keyval *kv, const char *name, struct error *err);
 

@@ -34,7 +34,8 @@ struct vhost_ring {
 struct vhost_ops {
 	const char *kind; /* "vhost-user" */
 	int (*set_features)(struct vhost *v, uint64_t features);
-	int (*set_memory)(struct vhost *v, const struct vhost_region *region, unsigned n);
+	/* May take long: back ends touch all of it. `patience`: seconds. */
+	int (*set_memory)(struct vhost *v, const struct vhost_region *region, unsigned n, unsigned patience);
 	int (*start_ring)(struct vhost *v, const struct vhost_ring *ring);
 	/* After it the back end touches neither the ring nor its buffers. */
 	int (*stop_ring)(struct vhost *v, unsigned index);

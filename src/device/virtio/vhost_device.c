@@ -15,7 +15,11 @@
 #include "base/log.h"
 #include "mem/ram.h"
 
-#define RETRY_NS (2 * NS_PER_SEC)
+#define RETRY_SOON_NS (NS_PER_SEC / 2) /* a back end that was only started anew */
+#define RETRY_SECONDS 2
+#define RETRY_SECONDS_MAX 60 /* of one that answers, but not in time: the VM stands still meanwhile */
+#define PATIENCE_START 60    /* seconds for mapping guest memory before the machine runs; and while it does: */
+#define PATIENCE_RUN 5
 #define LOSSES_LOGGED 10
 #define RINGS_GPA (1ull << 46) /* where the back end is told that the rings' memory is: above any RAM; no descriptor points there */
 
@@ -76,7 +80,7 @@ void vhost_device_lost(struct vhost_device *vd)
 		let_go(vd, VHOST_IDLE, "it is connected again when the guest needs it");
 	} else {
 		let_go(vd, VHOST_AWAY, "requests wait until it is back");
-		vtimer_arm(&vd->retry, clock_ns() + RETRY_NS);
+		vtimer_arm(&vd->retry, clock_ns() + RETRY_SOON_NS);
 	}
 }
 
@@ -156,8 +160,8 @@ static bool begin_ring(struct vhost_device *vd, unsigned i)
 	return true;
 }
 
-/* Features, memory, and the rings that are in use. */
-static int serve(struct vhost_device *vd)
+/* Once a connection. */
+static int show_memory(struct vhost_device *vd, unsigned patience)
 {
 	const struct guest_ram *ram = vd->d.ram;
 	struct vhost_region region[4];
@@ -169,10 +173,25 @@ static int serve(struct vhost_device *vd)
 	if (ram->room.size) /* as a whole: blocks come and go in it */
 		region[n++] = (struct vhost_region){ ram->room.gpa, ram->room.size, (uintptr_t)ram->room.hva, (uint64_t)(ram->room.hva - ram->base), ram->fd };
 	region[n++] = (struct vhost_region){ RINGS_GPA, vd->memory_size, (uintptr_t)vd->memory, 0, vd->memory_fd };
+	return vd->v->ops->set_memory(vd->v, region, n, patience);
+}
+
+static int reconnect(struct vhost_device *vd, struct error *err)
+{
+	int r = vd->v->ops->reopen(vd->v, err);
+	if (r == 0 && (r = show_memory(vd, PATIENCE_RUN)) < 0) {
+		error_set(err, -r, "%s: the back end at %s is of no use: %s", vd->d.name, vd->v->name, vd->v->why);
+		vd->v->ops->hang_up(vd->v);
+	}
+	vd->connected = r == 0;
+	return r;
+}
+
+/* Features, and the rings that are in use. */
+static int serve(struct vhost_device *vd)
+{
 	struct vhost *v = vd->v;
 	int r = v->ops->set_features(v, (vd->d.features & vd->passed) | VIRTIO_BIT(VIRTIO_F_VERSION_1));
-	if (r == 0)
-		r = v->ops->set_memory(v, region, n);
 	for (unsigned i = 0; r == 0 && i < vd->nrings; i++)
 		if (vd->ring[i].used)
 			r = serve_ring(vd, i);
@@ -185,11 +204,12 @@ static void retry(void *opaque)
 	struct error err;
 	if (vd->state != VHOST_AWAY)
 		return;
-	int r = vd->v->ops->reopen(vd->v, &err);
+	int r = reconnect(vd, &err);
 	if (r == 0) {
 		vd->state = VHOST_SERVED;
-		vd->connected = true;
-		if (serve(vd) == 0) {
+		r = serve(vd);
+		if (r == 0) {
+			vd->retry_seconds = RETRY_SECONDS;
 			log_warn("%s %s: the back end at %s is back", vd->d.ops->name, vd->d.name, vd->v->name);
 			return;
 		}
@@ -197,7 +217,9 @@ static void retry(void *opaque)
 		vd->connected = false;
 		vd->state = VHOST_AWAY;
 	}
-	vtimer_arm(&vd->retry, clock_ns() + RETRY_NS);
+	if (r == -ETIMEDOUT)
+		vd->retry_seconds = vd->retry_seconds * 2 < RETRY_SECONDS_MAX ? vd->retry_seconds * 2 : RETRY_SECONDS_MAX;
+	vtimer_arm(&vd->retry, clock_ns() + vd->retry_seconds * NS_PER_SEC);
 }
 
 /* --- what the core calls --- */
@@ -207,8 +229,7 @@ void vhost_device_start(struct virtio_device *d)
 	struct vhost_device *vd = device_of(d);
 	struct error err;
 	if (!vd->connected && vd->v->reopens) {
-		vd->connected = vd->v->ops->reopen(vd->v, &err) == 0;
-		if (!vd->connected && ++vd->losses <= LOSSES_LOGGED)
+		if (reconnect(vd, &err) < 0 && ++vd->losses <= LOSSES_LOGGED)
 			log_warn("%s", err.text);
 	}
 	for (unsigned i = 0; i < vd->nrings; i++)
@@ -216,7 +237,7 @@ void vhost_device_start(struct virtio_device *d)
 	if (!vd->connected) {
 		vd->state = vd->v->reopens ? VHOST_AWAY : VHOST_GONE;
 		if (vd->v->reopens)
-			vtimer_arm(&vd->retry, clock_ns() + RETRY_NS);
+			vtimer_arm(&vd->retry, clock_ns() + vd->retry_seconds * NS_PER_SEC);
 		else if (!vd->fail)
 			virtio_needs_reset(d);
 		return;
@@ -336,6 +357,7 @@ int vhost_device_init(struct vhost_device *vd, const struct virtio_ops *ops, con
 		sizes[i] = queue_size;
 	vd->v = v;
 	vd->connected = true;
+	vd->retry_seconds = RETRY_SECONDS;
 	vd->memory_fd = -1;
 	vd->passed = passed & v->features;
 	vd->nrings = nrings;
@@ -348,6 +370,8 @@ int vhost_device_init(struct vhost_device *vd, const struct virtio_ops *ops, con
 			 : error_set(err, ENOMEM, "%s: out of memory", host->name);
 	if (r == 0)
 		r = make_rings(vd, err);
+	if (r == 0 && (r = show_memory(vd, PATIENCE_START)) < 0)
+		error_set(err, -r, "%s: the back end at %s is of no use: %s", host->name, v->name, v->why);
 	if (r < 0) {
 		vhost_device_fini(vd);
 		return r;

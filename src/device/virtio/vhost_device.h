@@ -46,6 +46,7 @@ struct vhost_device {
 	size_t memory_size, ring_bytes;
 	int memory_fd;
 	struct vtimer retry;
+	unsigned retry_seconds;
 	unsigned losses; /* for the log: a back end that comes and goes does not fill the terminal */
 	uint8_t config[VHOST_CONFIG_MAX];
 	unsigned backend_config; /* bytes of config that the back end fills in; 0: none */

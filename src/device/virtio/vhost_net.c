@@ -8,10 +8,10 @@
 
 #include "base/error.h"
 #include "base/keyval.h"
+#include "device/virtio/net.h"
 #include "device/virtio/vhost.h"
 #include "device/virtio/vhost_device.h"
 
-#define PAIRS_MAX 8
 #define QUEUE_SIZE 1024
 
 /* 5.1.3 */
@@ -29,7 +29,7 @@ enum {
 /* 5.1.4 */
 struct net_config {
 	uint8_t mac[6];
-	uint16_t status, max_pairs;
+	uint16_t status, max_pairs, mtu;
 } __attribute__((packed));
 #define STATUS_LINK_UP 1
 
@@ -97,18 +97,17 @@ static const struct virtio_ops net_ops = {
 	.stats = vhost_device_stats,
 };
 
-int vhost_net_parse(struct vhost_net_config *c, struct keyval *kv, const uint8_t mac[6], struct error *err)
+int vhost_net_parse(struct vhost_net_config *c, struct keyval *kv, const struct virtio_net_config *card, struct error *err)
 {
-	uint64_t pairs = 1;
 	const char *socket = keyval_get(kv, "socket");
 	memset(c, 0, sizeof(*c));
 	if (!socket || !*socket || strlen(socket) >= sizeof(c->socket))
 		return error_set(err, EINVAL, "%s: type=vhost-user needs socket=PATH, of at most %zu bytes", kv->option, sizeof(c->socket) - 1);
 	strcpy(c->socket, socket);
-	memcpy(c->mac, mac, sizeof(c->mac));
-	int r = keyval_u64(kv, "queues", 1, PAIRS_MAX, &pairs, err);
-	c->pairs = (unsigned)pairs;
-	return r;
+	memcpy(c->mac, card->mac, sizeof(c->mac));
+	c->pairs = card->queues;
+	c->mtu = card->mtu;
+	return 0;
 }
 
 int virtio_vhost_net_create(struct virtio_device **out, const struct vhost_net_config *c, const struct virtio_host *host, struct error *err)
@@ -129,12 +128,18 @@ int virtio_vhost_net_create(struct virtio_device **out, const struct vhost_net_c
 		return r;
 	}
 	n->pairs = c->pairs;
-	struct net_config config = { .status = STATUS_LINK_UP, .max_pairs = (uint16_t)c->pairs };
+	struct net_config config = { .status = STATUS_LINK_UP, .max_pairs = (uint16_t)c->pairs, .mtu = c->mtu };
 	memcpy(config.mac, c->mac, sizeof(config.mac));
 	memcpy(n->vd.config, &config, sizeof(config));
+	/* 5.1.3.1: not every back end keeps to it. */
+	uint64_t passed = PASSED;
+	if (!(v->features & (VIRTIO_BIT(NET_F_HOST_TSO4) | VIRTIO_BIT(NET_F_HOST_TSO6))))
+		passed &= ~VIRTIO_BIT(NET_F_HOST_ECN);
+	if (!(v->features & (VIRTIO_BIT(NET_F_GUEST_TSO4) | VIRTIO_BIT(NET_F_GUEST_TSO6))))
+		passed &= ~VIRTIO_BIT(NET_F_GUEST_ECN);
 	bool many = c->pairs > 1;
-	uint64_t ours = VIRTIO_BIT(NET_F_MAC) | VIRTIO_BIT(NET_F_STATUS) | (many ? VIRTIO_BIT(NET_F_CTRL_VQ) | VIRTIO_BIT(NET_F_MQ) : 0);
-	r = vhost_device_init(&n->vd, &net_ops, host, v, PASSED, ours, sizeof(config), 2 * c->pairs + many, 2 * c->pairs, QUEUE_SIZE, err);
+	uint64_t ours = VIRTIO_BIT(NET_F_MAC) | VIRTIO_BIT(NET_F_STATUS) | (c->mtu ? VIRTIO_BIT(NET_F_MTU) : 0) | (many ? VIRTIO_BIT(NET_F_CTRL_VQ) | VIRTIO_BIT(NET_F_MQ) : 0);
+	r = vhost_device_init(&n->vd, &net_ops, host, v, passed, ours, sizeof(config), 2 * c->pairs + many, 2 * c->pairs, QUEUE_SIZE, err);
 	if (r < 0) {
 		free(n);
 		return r;

@@ -2,7 +2,7 @@
  * The vhost-user protocol, front end (QEMU documentation, "Vhost-user Protocol"; section names below are that document's).
  *
  * One stream socket, on which we ask and the back end answers; a second one of our making, on which it tells of changed
- * configurations. Nothing is waited for longer than REPLY_NS, nothing is believed that is not of the expected type and length, and file
+ * configurations. Nothing is waited for longer than REPLY_NS (but its mapping of guest memory), nothing is believed that is not of the expected type and length, and file
  * descriptors that it sends are never received (a recv without ancillary space drops them).
  */
 #include <errno.h>
@@ -24,6 +24,7 @@
 #include "vm/loop.h"
 
 #define REPLY_NS (3 * NS_PER_SEC)
+#define REPLY_OPEN_NS (15 * NS_PER_SEC) /* before the machine runs: a back end may be busy with another VM's memory */
 #define REGIONS_MAX 8	   /* "Memory regions description" */
 #define CONFIG_NS (NS_PER_SEC / 10) /* between two reads of a configuration that "changes" all the time */
 
@@ -88,6 +89,7 @@ struct vhost_user {
 	int fd;		/* -1: hung up */
 	int backend_fd; /* our end of the back end's own channel, or -1 */
 	uint64_t raw_features, protocol;
+	uint64_t reply_ns; /* for the answer to the next message */
 	uint8_t heard[sizeof(struct header) + 64]; /* a message of the back end's channel that has come in part */
 	unsigned nheard;
 	struct vtimer config_timer;
@@ -192,7 +194,7 @@ static int receive(struct vhost_user *u, void *buf, size_t size, uint64_t deadli
 /* The answer to `request`: at most `room` bytes, its size in *size. */
 static int receive_reply(struct vhost_user *u, enum request request, void *payload, uint32_t room, uint32_t *size)
 {
-	uint64_t deadline = clock_ns() + REPLY_NS;
+	uint64_t deadline = clock_ns() + u->reply_ns;
 	struct header h;
 	int r = receive(u, &h, sizeof(h), deadline);
 	if (r < 0)
@@ -439,17 +441,21 @@ static int user_set_features(struct vhost *v, uint64_t features)
 	return command_u64(u, SET_FEATURES, features | (u->raw_features & VIRTIO_BIT(F_PROTOCOL_FEATURES)));
 }
 
-static int user_set_memory(struct vhost *v, const struct vhost_region *region, unsigned n)
+static int user_set_memory(struct vhost *v, const struct vhost_region *region, unsigned n, unsigned patience)
 {
+	struct vhost_user *u = user_of(v);
 	struct mem_table t = { .n = n };
 	int fds[REGIONS_MAX];
 	if (n > REGIONS_MAX)
-		return fail(user_of(v), E2BIG, "it takes no more than %d memory regions", REGIONS_MAX);
+		return fail(u, E2BIG, "it takes no more than %d memory regions", REGIONS_MAX);
 	for (unsigned i = 0; i < n; i++) {
 		t.region[i] = (struct mem_region){ region[i].gpa, region[i].size, region[i].user, region[i].offset };
 		fds[i] = region[i].fd;
 	}
-	return command(user_of(v), SET_MEM_TABLE, &t, 8 + n * (uint32_t)sizeof(t.region[0]), fds, n);
+	u->reply_ns = patience * NS_PER_SEC;
+	int r = command(u, SET_MEM_TABLE, &t, 8 + n * (uint32_t)sizeof(t.region[0]), fds, n);
+	u->reply_ns = REPLY_NS;
+	return r;
 }
 
 static int vring_fd(struct vhost_user *u, enum request request, unsigned index, int fd)
@@ -565,6 +571,7 @@ int vhost_user_open(struct vhost **out, const char *path, int fd, struct loop *l
 	u->path = copy;
 	u->v.reopens = copy;
 	u->backend_fd = -1;
+	u->reply_ns = REPLY_OPEN_NS;
 	u->fd = fd >= 0 ? fd : connect_to(path, option, err);
 	vtimer_init(&u->config_timer, loop, config_news, u);
 	int r = u->fd < 0 ? u->fd : begin(u, err);
@@ -574,6 +581,7 @@ int vhost_user_open(struct vhost **out, const char *path, int fd, struct loop *l
 		user_close(&u->v);
 		return r;
 	}
+	u->reply_ns = REPLY_NS;
 	*out = &u->v;
 	return 0;
 }

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "device/virtio/queue_internal.h"
@@ -17,6 +18,58 @@
 #define CORE_FEATURES                                                                                                           \
 	(VIRTIO_BIT(VIRTIO_F_INDIRECT_DESC) | VIRTIO_BIT(VIRTIO_F_EVENT_IDX) | VIRTIO_BIT(VIRTIO_F_VERSION_1) |              \
 	 VIRTIO_BIT(VIRTIO_F_RING_PACKED) | VIRTIO_BIT(VIRTIO_F_RING_RESET))
+
+/* --- notifications --- */
+
+/* Let the device look at queue q, for as many chains as a driver could have made available twice over. */
+static void notify(struct virtio_device *d, unsigned q)
+{
+	struct virtio_queue *queue = &d->queue[q];
+	if (!virtq_ready(queue) || !d->ops->notify)
+		return;
+	queue->limited = true;
+	queue->budget = 2u * queue->size;
+	d->ops->notify(d, q);
+	queue->limited = false;
+	if (queue->more)
+		vtimer_arm(&d->more, clock_ns());
+}
+
+static void on_more(void *opaque)
+{
+	struct virtio_device *d = opaque;
+	for (unsigned i = 0; i < d->nqueues; i++) {
+		bool more = d->queue[i].more;
+		d->queue[i].more = false;
+		if (more)
+			notify(d, i);
+	}
+}
+
+void virtio_kick(struct virtio_device *d, unsigned q)
+{
+	if (q >= d->nqueues)
+		return;
+	d->notifies++;
+	notify(d, q);
+}
+
+/* Drivers may have filled queues and kicked while nothing could be consumed: look now. */
+static void notify_all(struct virtio_device *d)
+{
+	for (unsigned i = 0; i < d->nqueues; i++)
+		notify(d, i);
+}
+
+void virtio_allow_dma(struct virtio_device *d, bool allowed)
+{
+	bool was = !d->no_dma;
+	d->no_dma = !allowed;
+	if (allowed && !was)
+		notify_all(d);
+}
+
+/* --- the device --- */
 
 int virtio_init(struct virtio_device *d, const struct virtio_ops *ops, const struct virtio_host *host, uint64_t offered, void *config,
 		unsigned config_size, unsigned nqueues, const uint16_t *queue_sizes, struct error *err)
@@ -39,6 +92,7 @@ int virtio_init(struct virtio_device *d, const struct virtio_ops *ops, const str
 	d->config = config;
 	d->config_size = config_size;
 	d->nqueues = nqueues;
+	vtimer_init(&d->more, d->loop, on_more, d);
 	for (unsigned i = 0; i < nqueues; i++)
 		virtq_init(&d->queue[i], d, i, queue_sizes[i]);
 	return 0;
@@ -46,6 +100,8 @@ int virtio_init(struct virtio_device *d, const struct virtio_ops *ops, const str
 
 void virtio_fini(struct virtio_device *d)
 {
+	if (d->queue && d->loop)
+		vtimer_cancel(&d->more);
 	for (unsigned i = 0; d->queue && i < d->nqueues; i++)
 		virtq_fini(&d->queue[i]);
 	free(d->queue);
@@ -60,7 +116,7 @@ void virtio_connect(struct virtio_device *d, const struct virtio_interrupt *inte
 
 bool virtio_is_live(const struct virtio_device *d)
 {
-	return (d->status & (VIRTIO_STATUS_DRIVER_OK | VIRTIO_STATUS_NEEDS_RESET)) == VIRTIO_STATUS_DRIVER_OK && !d->resetting;
+	return (d->status & (VIRTIO_STATUS_DRIVER_OK | VIRTIO_STATUS_NEEDS_RESET)) == VIRTIO_STATUS_DRIVER_OK && !d->resetting && !d->no_dma;
 }
 
 static void config_interrupt(struct virtio_device *d)
@@ -163,10 +219,7 @@ void virtio_set_status(struct virtio_device *d, uint8_t status)
 		return;
 	if (d->ops->start)
 		d->ops->start(d);
-	/* Drivers may have filled queues and kicked before: nothing may be consumed then, so look now. */
-	for (unsigned i = 0; i < d->nqueues && virtio_is_live(d); i++)
-		if (d->queue[i].enabled && d->ops->notify)
-			d->ops->notify(d, i);
+	notify_all(d);
 }
 
 /* --- features --- */
@@ -208,14 +261,4 @@ void virtio_config_write(struct virtio_device *d, unsigned offset, unsigned size
 		return;
 	unsigned room = d->config_size - offset;
 	d->ops->config_write(d, offset, size < room ? size : room, value);
-}
-
-/* --- notifications --- */
-
-void virtio_kick(struct virtio_device *d, unsigned q)
-{
-	if (q >= d->nqueues || !d->queue[q].enabled || !virtio_is_live(d) || !d->ops->notify)
-		return;
-	d->notifies++;
-	d->ops->notify(d, q);
 }

@@ -70,9 +70,9 @@ struct virtio_chain {
 	const struct iovec *iov; /* nout + nin */
 	unsigned nout, nin;
 	uint64_t out_len, in_len; /* bytes of each sort */
+	const uint64_t *gpa;	  /* of each iovec */
 	void *opaque;		  /* the device's */
 	/* queue.c's own: */
-	const uint64_t *gpa;	  /* of each iovec */
 	uint16_t id;		  /* what the used entry names */
 	uint16_t ndesc;		  /* places it takes in the ring: 1 (split), descriptors but those of an indirect table (packed) */
 	unsigned room;		  /* iovecs there is memory for */
@@ -127,6 +127,8 @@ struct virtio_device {
 	unsigned config_size;
 	uint8_t status;
 	bool resetting;	     /* waits for virtio_reset_done */
+	bool no_dma;	     /* PCI: bus mastering is off */
+	struct vtimer more;  /* virtio.c's own: goes on with a queue whose driver refills as fast as it is emptied */
 	uint32_t config_generation;
 	unsigned nqueues;
 	struct virtio_queue *queue; /* nqueues of them */
@@ -153,7 +155,7 @@ static inline bool virtio_has(const struct virtio_device *d, unsigned bit)
 	return d->features >> bit & 1;
 }
 
-/* True between DRIVER_OK and a reset or an error. */
+/* True between DRIVER_OK and a reset or an error, while the device may use guest memory. */
 bool virtio_is_live(const struct virtio_device *d);
 /* The device changed its configuration: new generation, interrupt. */
 void virtio_config_changed(struct virtio_device *d);

@@ -40,8 +40,11 @@ void virtq_set_addr(struct virtio_device *d, unsigned q, enum virtq_area area, b
 void virtq_enable(struct virtio_device *d, unsigned q);
 void virtq_reset(struct virtio_device *d, unsigned q);
 
-/* The guest kicked queue q (any number: checked). */
+/* The guest kicked queue q (any number: checked). Also what an ioeventfd's handler calls. */
 void virtio_kick(struct virtio_device *d, unsigned q);
+
+/* May the device use guest memory? Bus mastering of PCI; true at first. While not, queues look empty and nothing is used. */
+void virtio_allow_dma(struct virtio_device *d, bool allowed);
 
 /* --- transports --- */
 
@@ -54,6 +57,10 @@ int virtio_pci_create(struct virtio_pci **out, struct virtio_device *d, struct p
 void virtio_pci_destroy(struct virtio_pci *t);
 
 #define VIRTIO_MMIO_SIZE 0x1000
+/* Where a PC has them, as its ACPI tables say: device n at base + n * size, on a line of its own, level-triggered, active high. */
+#define VIRTIO_MMIO_SLOTS 8
+#define VIRTIO_MMIO_BASE 0xfeb00000ull
+#define VIRTIO_MMIO_GSI 24
 /* Put d at `base` (4.2, version 2) with one interrupt line. */
 int virtio_mmio_create(struct virtio_mmio **out, struct virtio_device *d, struct bus *mmio, uint64_t base, struct irq_line irq, struct error *err);
 void virtio_mmio_destroy(struct virtio_mmio *t);

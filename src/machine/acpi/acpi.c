@@ -6,6 +6,7 @@
 
 #include "device/hpet.h"
 #include "device/pm.h"
+#include "device/virtio/virtio_transport.h"
 #include "irqchip/ioapic.h"
 #include "irqchip/lapic.h"
 #include "machine/acpi/aml.h"
@@ -71,6 +72,32 @@ static size_t put_dsdt(struct aml *b)
 	return start;
 }
 
+/* A virtio device without a bus: 4.2.1 leaves it to the platform how it is found; "LNRO0005" is what Linux looks for. */
+static void put_virtio_mmio(struct aml *b, unsigned n)
+{
+	enum { CONSUMER = 1, LEVEL = 0, ACTIVE_HIGH = 0, EXCLUSIVE = 0, READ_WRITE = 1 };
+	const char name[5] = { 'V', 'I', 'O', (char)('0' + n), 0 };
+	size_t dev = aml_device_begin(b, name);
+	aml_name_string(b, "_HID", "LNRO0005");
+	aml_name_integer(b, "_UID", n);
+	uint8_t bytes[32];
+	struct aml r = { .buf = bytes, .cap = sizeof(bytes) };
+	aml_u8(&r, 0x86); /* 32-bit fixed memory range, 6.4.3.4 */
+	aml_u16(&r, 9);
+	aml_u8(&r, READ_WRITE);
+	aml_u32(&r, (uint32_t)(VIRTIO_MMIO_BASE + n * VIRTIO_MMIO_SIZE));
+	aml_u32(&r, VIRTIO_MMIO_SIZE);
+	aml_u8(&r, 0x89); /* extended interrupt, 6.4.3.6 */
+	aml_u16(&r, 6);
+	aml_u8(&r, CONSUMER | LEVEL | ACTIVE_HIGH | EXCLUSIVE);
+	aml_u8(&r, 1);
+	aml_u32(&r, VIRTIO_MMIO_GSI + n);
+	aml_u8(&r, 0x79); /* end, 6.4.2.9; checksum 0: none */
+	aml_u8(&r, 0);
+	aml_name_buffer(b, "_CRS", bytes, r.len);
+	aml_package_end(b, dev);
+}
+
 /* Processors, the PCI window's numbers and the interrupt routing, as AML. */
 static size_t put_ssdt(struct aml *b, const struct acpi_config *c)
 {
@@ -87,6 +114,8 @@ static size_t put_ssdt(struct aml *b, const struct acpi_config *c)
 		aml_name_integer(b, "_UID", i);
 		aml_package_end(b, dev);
 	}
+	for (unsigned i = 0; i < c->virtio_mmio; i++)
+		put_virtio_mmio(b, i);
 	aml_package_end(b, scope);
 
 	scope = aml_scope_begin(b, "\\_SB_PCI0");

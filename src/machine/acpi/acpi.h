@@ -12,6 +12,7 @@
 struct acpi_config {
 	unsigned ncpus;			   /* APIC ids 0..ncpus-1 */
 	uint64_t pci64_base, pci64_size; /* the PCI window above RAM; bytes */
+	unsigned virtio_mmio;		 /* devices in the first slots of VIRTIO_MMIO_BASE */
 };
 
 #define ACPI_TABLES_MAX 0x10000 /* bytes of all tables together: what is below the SMBIOS area */

@@ -12,6 +12,7 @@ enum {
 	OP_STRING = 0x0d,
 	OP_QWORD = 0x0e,
 	OP_SCOPE = 0x10,
+	OP_BUFFER = 0x11,
 	OP_PACKAGE = 0x12,
 	OP_EXT = 0x5b,
 	OP_EXT_DEVICE = 0x82,
@@ -122,6 +123,16 @@ void aml_name_string(struct aml *b, const char *name, const char *s)
 	put_name(b, name);
 	aml_u8(b, OP_STRING);
 	aml_bytes(b, s, strlen(s) + 1);
+}
+
+void aml_name_buffer(struct aml *b, const char *name, const void *bytes, size_t n)
+{
+	put_name(b, name);
+	aml_u8(b, OP_BUFFER);
+	size_t at = length_begin(b);
+	aml_integer(b, n);
+	aml_bytes(b, bytes, n);
+	aml_package_end(b, at);
 }
 
 size_t aml_package_begin(struct aml *b, uint8_t elements)

@@ -31,6 +31,7 @@ void aml_integer(struct aml *b, uint64_t v);
 /* Names are 4-character segments; a path is "\\" and one or two segments of four characters. */
 void aml_name_integer(struct aml *b, const char *name, uint64_t v);
 void aml_name_string(struct aml *b, const char *name, const char *s);
+void aml_name_buffer(struct aml *b, const char *name, const void *bytes, size_t n);
 size_t aml_name_package_begin(struct aml *b, const char *name, uint8_t elements);
 size_t aml_scope_begin(struct aml *b, const char *path);
 size_t aml_device_begin(struct aml *b, const char *name);
