@@ -6,13 +6,13 @@
 
 #include "block/driver.h"
 
-#define SIZE ((5u << 20) + 7 * 512)
+#define SIZE ((3u << 20) + 7 * 512) /* with refcounts of 64 bits and clusters of 512 bytes the refcount table has to grow */
 
 static const char *const formats[] = {
 	"compat=0.10,cluster_size=512",
 	"compat=0.10,cluster_size=64k",
 	"compat=1.1,cluster_size=512,refcount_bits=1",
-	"compat=1.1,cluster_size=1k,refcount_bits=64",
+	"compat=1.1,cluster_size=512,refcount_bits=64",
 	"compat=1.1,cluster_size=4k,refcount_bits=2",
 	"compat=1.1,cluster_size=4k,refcount_bits=8",
 	"compat=1.1,cluster_size=64k,refcount_bits=4",
@@ -37,7 +37,7 @@ static void reads(void **unused)
 	static const char *const flags[] = { "", "-c -o compression_type=zlib", "-c -o compression_type=zstd" };
 	for (unsigned i = 0; i < NFORMATS; i++) {
 		for (unsigned c = 0; c < 3; c++) {
-			if (c && strstr(formats[i], "preallocation"))
+			if (c && (i % 3 != 1 || strstr(formats[i], "preallocation")))
 				continue;
 			if (c == 2 && strstr(formats[i], "0.10"))
 				continue;
@@ -82,8 +82,8 @@ static void writes(void **unused)
 	for (unsigned i = 0; i < NFORMATS; i++) {
 		memset(model, 0, SIZE);
 		must(&t, sh(&t, "rm -f image && qemu-img create -f qcow2 -o %s image %u", formats[i], SIZE), formats[i]);
-		for (unsigned round = 0; round < 3; round++) {
-			const char *k = keys[(i + round) % 6];
+		for (unsigned round = 0; round < 2; round++) {
+			const char *k = keys[(i + 3 * round) % 6];
 			struct block *b = NULL;
 			int r = try_open(&t, &b, in_dir(&t, "image"), k);
 			if (r == -EINVAL && strstr(t.err.text, "O_DIRECT"))

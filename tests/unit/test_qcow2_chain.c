@@ -45,9 +45,10 @@ static void chains(void **unused)
 			struct block *b = open_disk(&t, in_dir(&t, "top"), round ? "aio=threads" : "");
 			if (!round)
 				read_all(b, now, size);
-			random_ops(b, now, size, OPS_ALL, 300, 50 + i + round);
+			random_ops(b, now, size, OPS_ALL, 250, 50 + i + round);
 			block_close(b);
-			compare(&t, "top", now, size);
+			if (round)
+				compare(&t, "top", now, size);
 		}
 		free(now);
 	}
@@ -196,7 +197,7 @@ static void refusals(void **unused)
 	refused(&t, "sub", "ro", "extended L2 entries");
 	must(&t, sh(&t, "qemu-img create -q -f qcow2 -o data_file=data ext 1M"), "create");
 	refused(&t, "ext", "ro", "external data file");
-	must(&t, sh(&t, "qemu-img create -q -f qcow2 --object secret,id=s,data=abc -o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10 luks 1M"), "create");
+	must(&t, sh(&t, "qemu-img create -q -f qcow2 luks 1M && printf '\\2' | dd of=luks bs=1 seek=35 conv=notrunc"), "crypt method");
 	refused(&t, "luks", "ro", "encrypted");
 	/* An incompatible bit that nobody knows, 7, with a name and without. */
 	must(&t, sh(&t, "qemu-img create -q -f qcow2 unknown 1M && printf '\\200' | dd of=unknown bs=1 seek=79 conv=notrunc"), "bit");

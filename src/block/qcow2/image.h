@@ -227,7 +227,7 @@ void qcow2_iov_fill(const struct iovec *iov, unsigned niov, uint64_t offset, con
 void qcow2_bitmap_set(struct qcow2_bitmap *b, uint64_t first, uint64_t n, bool on);
 bool qcow2_bitmap_any(const struct qcow2_bitmap *b, uint64_t first, uint64_t n);
 
-/* One log line an image; and no more writes, if `writes`: the corrupt bit says so to others too. lock held if `writes`. Returns -EIO. */
+/* A log line, and one more at most when it ends writing (`writes`, lock held), which the corrupt bit tells others. Returns -EIO. */
 int qcow2_corrupt(struct qcow2 *q, bool writes, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
 static inline uint64_t qcow2_clusters(const struct qcow2 *q, uint64_t bytes)
