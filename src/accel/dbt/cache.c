@@ -1,4 +1,5 @@
 #include "accel/dbt/dbt.h"
+#include "accel/dbt/gen.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -237,6 +238,9 @@ static void tb_kill(struct dbt_vm *vm, uint32_t i)
 		vm->link[l].next = 0;
 	}
 	t->incoming = 0;
+	/* Code that is rewritten again and again must not leave a longer and longer chain. */
+	if (t->nrelocs)
+		dbt_drop_source(vm, i);
 	/* Take it off the hash chain; a concurrent reader that stands on it still finds the rest. */
 	_Atomic uint32_t *p = &vm->tb_hash[tb_hash(t->pc, t->phys, t->mode)];
 	while (*p && *p != i)

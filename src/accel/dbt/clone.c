@@ -40,12 +40,22 @@ void dbt_keep_relocs(struct dbt_vm *vm, uint32_t tb, const struct reloc *reloc, 
 	*head = tb;
 }
 
+void dbt_drop_source(struct dbt_vm *vm, uint32_t tb)
+{
+	const struct tb *t = &vm->tb[tb];
+	uint32_t *p = &vm->source_hash[source_hash(t->phys, t->mode)];
+	while (*p && *p != tb)
+		p = &vm->tb[*p].source_next;
+	if (*p)
+		*p = t->source_next;
+}
+
 uint32_t dbt_clone_source(const struct dbt_vm *vm, uint64_t pc, uint64_t phys, uint32_t mode)
 {
 	if (!dbt_can_move(vm, pc, mode))
 		return 0;
 	for (uint32_t i = vm->source_hash[source_hash(phys, mode)]; i; i = vm->tb[i].source_next)
-		if (vm->tb[i].phys == phys && vm->tb[i].mode == mode && !vm->tb[i].dead)
+		if (vm->tb[i].phys == phys && vm->tb[i].mode == mode)
 			return i;
 	return 0;
 }

@@ -19,10 +19,11 @@ int dbt_generate(struct block *b, uint32_t tb);
 uint32_t dbt_ind_thunk(struct dbt_vm *vm, struct tb *t);
 
 /* clone.c: blocks for other virtual addresses of the same bytes. Whether a block there may be moved; keep what is needed for that; the
- * block to copy for `pc` (0: none); copy it. dbt_clone returns 0 if there is no room. */
+ * block to copy for `pc` (0: none); copy it; forget a block that died. dbt_clone returns 0 if there is no room. */
 bool dbt_can_move(const struct dbt_vm *vm, uint64_t pc, uint32_t mode);
 void dbt_keep_relocs(struct dbt_vm *vm, uint32_t tb, const struct reloc *reloc, unsigned n);
 uint32_t dbt_clone_source(const struct dbt_vm *vm, uint64_t pc, uint64_t phys, uint32_t mode);
 uint32_t dbt_clone(struct dbt_vm *vm, uint32_t source, uint64_t pc, uint32_t view);
+void dbt_drop_source(struct dbt_vm *vm, uint32_t tb);
 
 #endif
