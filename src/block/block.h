@@ -46,6 +46,7 @@ struct block_info {
 	uint64_t size;		 /* bytes, a multiple of 512 */
 	uint32_t logical_block;	 /* bytes: 512 or 4096 (O_DIRECT's alignment) */
 	uint32_t physical_block; /* bytes */
+	bool whole_blocks;	 /* writes of parts of a logical block fail; else they are slow */
 	uint32_t discard_granularity; /* bytes; 0: discards are ignored */
 	bool read_only;
 	bool write_cache;	 /* writes may need a flush to last */

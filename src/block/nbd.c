@@ -54,6 +54,7 @@ struct slot {
 	uint8_t *bounce;     /* of NBD_PIECE_MAX bytes, or NULL: not needed yet */
 	bool copy;	     /* a read that went to the bounce buffer */
 	uint64_t skip, len;  /* the part of the request, bytes */
+	uint32_t lead;	     /* bytes in front of it that were read to begin with a block of the server's */
 	uint64_t since;	     /* clock_ns() */
 	int error;	     /* of the completed, errno */
 	struct slot *next;   /* of the completed */
@@ -205,7 +206,7 @@ static void reap(struct nbd_node *n)
 		n->completed = s->next;
 		struct track *t = s->track;
 		if (s->error == 0 && s->copy)
-			copy_iov(t->r, s->skip, s->bounce, s->len, true);
+			copy_iov(t->r, s->skip, s->bounce + s->lead, s->len, true);
 		if (s->error && !t->result)
 			t->result = result_of(t->r, s->error);
 		s->track = NULL;
@@ -323,17 +324,19 @@ static uint8_t *bounce(struct slot *s)
 static int send_piece(struct nbd_node *n, struct slot *s, struct block_request *r)
 {
 	nbd_completion_callback cb = { .callback = command_done, .user_data = s };
-	uint64_t offset = r->offset + s->skip;
+	uint64_t offset = r->offset + s->skip, span;
 	uint32_t fua = n->fua ? LIBNBD_CMD_FLAG_FUA : 0;
 	uint8_t *p;
 	int64_t cookie = -1;
 	switch (r->op) {
 	case BLOCK_READ:
-		p = contiguous(r, s->skip, s->len);
+		/* An overlay reads sectors, whatever the server's blocks are. */
+		span = (s->lead + s->len + n->export.minimum - 1) & ~(uint64_t)(n->export.minimum - 1);
+		p = span == s->len ? contiguous(r, s->skip, s->len) : NULL;
 		s->copy = !p;
 		if (!p && !(p = bounce(s)))
 			return ENOMEM;
-		cookie = nbd_aio_pread(n->nbd, p, s->len, offset, cb, 0);
+		cookie = nbd_aio_pread(n->nbd, p, span, offset - s->lead, cb, 0);
 		break;
 	case BLOCK_WRITE:
 		p = contiguous(r, s->skip, s->len);
@@ -393,6 +396,8 @@ static bool issue(struct nbd_node *n)
 	bool payload = r->op == BLOCK_READ || r->op == BLOCK_WRITE || (r->op == BLOCK_WRITE_ZEROES && !n->export.can_zero);
 	uint64_t most = payload ? n->export.maximum : RANGE_MAX, left = r->op == BLOCK_FLUSH ? 0 : r->len - n->head_done;
 	s->skip = n->head_done;
+	s->lead = r->op == BLOCK_READ ? (uint32_t)(r->offset + s->skip) & (n->export.minimum - 1) : 0;
+	most -= s->lead;
 	s->len = left < most ? left : most;
 	s->copy = false;
 	s->error = 0;
@@ -607,6 +612,7 @@ static void describe_export(struct nbd_node *n, const struct block_open *o)
 		.size = x->size,
 		.logical_block = x->minimum > 512 ? 4096 : 512,
 		.physical_block = x->preferred > 4096 ? x->preferred : 4096,
+		.whole_blocks = x->minimum > 512,
 		.read_only = x->read_only || o->read_only,
 		.write_cache = x->can_flush && !n->fua,
 		.format = "nbd",
