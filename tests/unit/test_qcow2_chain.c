@@ -224,6 +224,16 @@ static void refusals(void **unused)
 	refused(&t, "vmdk", "", "vmdk");
 	refused(&t, "loop", "ro", "circle");
 	refused(&t, "json", "", "json:");
+	/* 2^32 refcounts in holes, to be counted anew at opening: the refcount table is the second cluster. */
+	must(&t, sh(&t, "qemu-img create -q -f qcow2 -o cluster_size=2M,refcount_bits=1 holes 1M && truncate -s 1G holes && "
+			"printf '\\1' | dd of=holes bs=1 seek=79 conv=notrunc"), "holes");
+	int fd = open(in_dir(&t, "holes"), O_WRONLY);
+	for (uint64_t i = 16; i < 272; i++) {
+		uint64_t entry = __builtin_bswap64(i << 21);
+		assert_int_equal(pwrite(fd, &entry, 8, (off_t)((2 << 20) + 8 * i)), 8);
+	}
+	close(fd);
+	refused(&t, "holes", "", "cannot be repaired");
 	/* qemu-img makes none without a format any more; the extension is taken out. */
 	must(&t, sh(&t, "qemu-img create -q -u -f qcow2 -b raw -F raw nofmt 1M && printf '\\0\\0\\0\\1' | dd of=nofmt bs=1 seek=112 conv=notrunc && "
 			"qemu-img info -U nofmt"), "no format");
