@@ -32,6 +32,11 @@ static struct {
 	void (*lose)(void);
 } watch = { .fd = -1 };
 
+static struct {
+	bool on;
+	atomic_uint syncs;
+} failing;
+
 static void remember(uint64_t at, const uint8_t *bytes, uint64_t len)
 {
 	for (uint64_t k = 0; k < len;) {
@@ -89,6 +94,14 @@ int __wrap_fallocate64(int fd, int mode, off_t offset, off_t len)
 
 int __wrap_fdatasync(int fd)
 {
+	if (failing.on) {
+		/* As the kernel has it: the first who comes back is told, and nobody else. */
+		usleep(50000);
+		if (atomic_fetch_add(&failing.syncs, 1))
+			return 0;
+		errno = EIO;
+		return -1;
+	}
 	tick(fd);
 	if (fd == watch.fd) {
 		for (size_t i = 0; i < watch.n; i++)
@@ -226,8 +239,39 @@ static void power_losses(void **unused)
 	block_bench_stop(&t);
 }
 
+static void *flush(void *opaque)
+{
+	return (void *)(intptr_t)qcow2_flush(opaque);
+}
+
+/* Several flush at once, and the host's disk fails: all must hear of it. */
+static void failed_sync(void **unused)
+{
+	(void)unused;
+	NEEDS_QEMU();
+	struct block_bench t;
+	block_bench_start(&t);
+	must(&t, sh(&t, "qemu-img create -q -f qcow2 image 1M"), "create");
+	int fd = open(in_dir(&t, "image"), O_RDWR | O_CLOEXEC);
+	struct qcow2_params p = { .what = "image" };
+	struct qcow2 *q;
+	assert_int_equal(qcow2_open(&q, fd, -1, &p, &t.err), 0);
+	failing.on = true;
+	pthread_t thread[4];
+	for (int i = 0; i < 4; i++)
+		assert_int_equal(pthread_create(&thread[i], NULL, flush, q), 0);
+	for (int i = 0; i < 4; i++) {
+		void *result;
+		pthread_join(thread[i], &result);
+		assert_int_equal((intptr_t)result, -EIO);
+	}
+	failing.on = false;
+	qcow2_close(q);
+	block_bench_stop(&t);
+}
+
 int main(void)
 {
-	const struct CMUnitTest tests[] = { cmocka_unit_test(power_losses) };
+	const struct CMUnitTest tests[] = { cmocka_unit_test(power_losses), cmocka_unit_test(failed_sync) };
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

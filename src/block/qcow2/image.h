@@ -103,6 +103,11 @@ struct qcow2 {
 	bool growing;		     /* [lock] the refcount table */
 	int failed;		     /* [lock] an fdatasync failed: what was flushed is unknown from then on */
 
+	pthread_mutex_t sync_lock; /* innermost */
+	pthread_cond_t synced;
+	uint64_t syncs_begun, syncs_done; /* [sync_lock] they differ while one is under way */
+	int sync_error;			  /* [sync_lock] of the first that failed */
+
 	unsigned epoch;			/* [map_lock] */
 	atomic_uint inflight[2];	/* I/O begun in an even, odd epoch */
 	struct qcow2_frees frees[2];	/* [lock] by epoch */
