@@ -13,6 +13,7 @@
 #include "control/runtime.h"
 #include "machine/pc.h"
 
+#define HELP_COLUMN 36
 #define OPTIONS_MIN_MEMORY (16ull << 20)
 #define OPTIONS_MIN_CODE_CACHE (64ull << 10)
 #define OPTIONS_MAX_CODE_CACHE (1ull << 30) /* rel32 must reach across it */
@@ -288,7 +289,7 @@ static const struct option options[] = {
 	{ "net", "TYPE[,key=value...]", "a network card: user, passt, tap, socket or none; again for more", parse_net, .repeat = true },
 	{ "share", "DIR[,key=value...]", "a host folder that the guest can mount; again for more", parse_share, .repeat = true },
 	{ "vsock", "PATH[,cid=N]", "the guest's vsock ports behind the Unix socket PATH, the host's at PATH_PORT", parse_vsock },
-	{ "balloon", "on|off[,key=value...]", "give memory back to the host (default off)", parse_balloon },
+	{ "balloon", "on|off[,size=SIZE]", "give memory back to the host (default off)", parse_balloon },
 	{ "rng", "on|off", "random numbers for the guest (default on)", parse_rng },
 	{ "serial", "stdio|socket|pty|file:PATH|none", "where the first serial port goes (default stdio); also socket:PATH, pty:LINK", parse_serial },
 	{ "console", "stdio|socket|pty|file:PATH|none", "a virtio console, hvc0 in the guest; also socket:PATH, pty:LINK", parse_console },
@@ -407,7 +408,7 @@ int options_parse(struct run_options *o, int argc, char *const *argv, struct err
 /* What the modules take in the values of the form FIRST,key=value; the manual page has all of it. */
 static const char values_help[] =
 	"\nValues with keys are FIRST,key=value,flag,...; a comma inside a value is written twice.\n"
-	"  --disk FILE       a raw or qcow2 image, or nbd://HOST/EXPORT, nbds://, nbd+unix:///EXPORT?socket=PATH\n"
+	"  --disk FILE       a raw or qcow2 image, or nbd://HOST/EXPORT, nbds://, nbd+unix:///EXPORT?socket=PATH; or vhost-user=SOCKET\n"
 	"    format=raw|qcow2|auto  ro  overlay (writes are thrown away)  snapshot=NAME\n"
 	"    cache=writeback|none|writethrough|directsync|unsafe  aio=io_uring|threads|auto  discard=unmap|ignore  lock=on|off\n"
 	"    iops= iops-rd= iops-wr=  bps= bps-rd= bps-wr=  (a second; bytes as 10M)  transport=pci|mmio  ring=packed|split\n"
@@ -415,6 +416,7 @@ static const char values_help[] =
 	"  --net user        user-mode network: hostfwd=tcp:127.0.0.1:2222-:22 (again for more)  net=10.0.2.0/24  restrict  dns=  hostname=\n"
 	"  --net passt       path=PROGRAM or socket=PATH   --net tap  ifname=tap0  queues=N  vhost=on|off|auto\n"
 	"  --net socket      listen=PATH|HOST:PORT or connect=PATH|HOST:PORT   (all: mac=52:54:00:...; default: from the VM's name)\n"
+	"  --net vhost-user  socket=PATH of a switch that moves the frames\n"
 	"    e.g. --net user,hostfwd=tcp:127.0.0.1:2222-:22   --net tap,ifname=tap0,queues=4   --net socket,listen=/tmp/wire\n"
 	"  --share DIR       tag=NAME  ro    e.g. --share /srv/data,tag=data; in the guest: mount -t virtiofs data /mnt\n";
 
@@ -457,7 +459,10 @@ void options_print_help(FILE *to)
 		char left[64];
 		snprintf(left, sizeof(left), "--%s%s%s", options[i].name, options[i].argument ? " " : "",
 			 options[i].argument ? options[i].argument : "");
-		fprintf(to, "  %-36s %s\n", left, options[i].help);
+		if (strlen(left) > HELP_COLUMN)
+			fprintf(to, "  %s\n  %*s %s\n", left, HELP_COLUMN, "", options[i].help);
+		else
+			fprintf(to, "  %-*s %s\n", HELP_COLUMN, left, options[i].help);
 	}
 	fputs(values_help, to);
 	fprintf(to, "\nOn a terminal, Ctrl-A x ends the VM and Ctrl-A h lists the other keys.\n"

@@ -192,8 +192,12 @@ static int reach_serve(struct reach *reach, const struct machine_config *config,
 static void say_detached(const struct reach *reach, const char *log)
 {
 	const char *name = runtime_name(reach->runtime);
-	printf("%s runs in the background (process %ld)%s%s%s; stop it with trapline stop %s\n", name, (long)getpid(),
-	       reach->serial[0] ? "; its console is trapline console " : "", reach->serial[0] ? name : "", log[0] ? "" : "; it has no log", name);
+	printf("%s runs in the background (process %ld); trapline stop %s stops it", name, (long)getpid(), name);
+	if (reach->serial[0])
+		printf(", trapline console %s is its console", name);
+	if (log[0])
+		printf(", messages go to %s", log);
+	putchar('\n');
 }
 
 /* Build the machine and run it to its end. Everything is undone on return. */

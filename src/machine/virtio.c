@@ -184,6 +184,32 @@ static int open_port(struct machine_virtio *v, const char *spec, bool named, con
 	return r;
 }
 
+/* "on" and what follows. */
+static int open_balloon(struct machine_virtio *v, const char *spec, struct error *err)
+{
+	struct keyval kv;
+	int r = keyval_parse(&kv, "--balloon", spec, "on", err);
+	if (r)
+		return r;
+	keyval_get(&kv, "on");
+	uint64_t most = v->config->memory_max ? v->config->memory_max : v->config->memory;
+	r = keyval_size(&kv, "size", &v->memory, err);
+	if (!r && v->memory && (v->memory < MACHINE_MIN_MEMORY || v->memory > most))
+		r = error_set(err, EINVAL, "--balloon: size=%lluM is not possible; give %lluM to %lluM, what the guest shall have at the start",
+			      (unsigned long long)(v->memory >> 20), MACHINE_MIN_MEMORY >> 20, (unsigned long long)(most >> 20));
+	return r ? r : keyval_finish(&kv, err);
+}
+
+static int open_rng(const char *spec, struct error *err)
+{
+	struct keyval kv;
+	int r = keyval_parse(&kv, "--rng", spec, "on", err);
+	if (r)
+		return r;
+	keyval_get(&kv, "on");
+	return keyval_finish(&kv, err);
+}
+
 int machine_virtio_open(struct machine_virtio **out, const struct machine_config *config, struct loop *loop, const struct chardev_config *chardev,
 			struct error *err)
 {
@@ -204,6 +230,10 @@ int machine_virtio_open(struct machine_virtio **out, const struct machine_config
 		r = open_share(v, config->shares[i], err);
 	if (!r && config->vsock)
 		r = open_vsock(v, config->vsock, err);
+	if (!r && config->balloon)
+		r = open_balloon(v, config->balloon, err);
+	if (!r && config->rng)
+		r = open_rng(config->rng, err);
 	if (!r && (config->console || config->nports)) /* the first port is a console, if only for nobody */
 		r = open_port(v, config->console ? config->console : "none", false, chardev, err);
 	for (unsigned i = 0; !r && i < config->nports; i++)

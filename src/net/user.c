@@ -23,6 +23,7 @@
 #include "base/log.h"
 #include "net/backend.h"
 #include "net/ether.h"
+#include "net/reassembly.h"
 #include "net/user_options.h"
 #include "vm/loop.h"
 
@@ -76,6 +77,7 @@ struct user_net {
 	bool said_sockets, said_held;
 	STAILQ_HEAD(, held_frame) held;
 	size_t held_bytes;
+	struct net_reassembly *reassembly;
 	uint8_t *frame;		/* NET_FRAME_MAX each: the guest's, */
 	uint8_t *segment_in;	/* parts of it, */
 	uint8_t *segment_out;	/* and of libslirp's, which may come while that is taken apart */
@@ -378,7 +380,11 @@ static void user_resume(struct net *n)
 static void input(void *opaque, const uint8_t *frame, size_t len)
 {
 	struct user_net *u = opaque;
-	slirp_input(u->slirp, frame, (int)len);
+	/* libslirp 4.7 writes where the guest says when a fragment comes that is not the first: it never sees any. */
+	if (net_is_fragment(frame, len))
+		frame = net_reassembly_add(u->reassembly, frame, len, &len);
+	if (frame)
+		slirp_input(u->slirp, frame, (int)len);
 }
 
 /* With too many sockets open, what would open another is dropped: TCP's first segments and UDP, of which libslirp forgets old ones. */
@@ -486,6 +492,7 @@ static void user_close(struct net *n)
 	}
 	free(u->fds);
 	free(u->polls);
+	net_reassembly_destroy(u->reassembly);
 	free(u->frame);
 	free(u->segment_in);
 	free(u->segment_out);
@@ -518,11 +525,12 @@ static int user_open(struct net **out, struct keyval *kv, struct loop *loop, str
 	vtimer_init(&u->timer, loop, on_timer, u);
 	u->timer_at = NEVER;
 	u->max_sockets = socket_limit();
+	u->reassembly = net_reassembly_create();
 	u->frame = malloc(NET_FRAME_MAX);
 	u->segment_in = malloc(NET_FRAME_MAX);
 	u->segment_out = malloc(NET_FRAME_MAX);
 	u->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-	if (u->epoll_fd < 0 || !u->frame || !u->segment_in || !u->segment_out) {
+	if (u->epoll_fd < 0 || !u->reassembly || !u->frame || !u->segment_in || !u->segment_out) {
 		r = error_set(err, u->epoll_fd < 0 ? errno : ENOMEM, "%s: cannot start the user network: out of memory or descriptors", kv->option);
 		goto fail;
 	}

@@ -109,6 +109,20 @@ def test_without_a_balloon_nothing_goes_back(accel):
         assert r.status != 0 and "no balloon" in r.err, r
 
 
+@pytest.mark.parametrize("option, says", [
+    ("on,foo=1", "foo"), ("on,size=1G", "4M to 512M"), ("on,size=1M", "4M to 512M"), ("on,size=much", "not a size"), ("half", "on or"),
+])
+def test_balloon_refusals(option, says):
+    r = run(*boot_args("interp", ""), "--balloon", option)
+    assert r.status == 2 and "--balloon" in r.err and says in r.err and r.err.count("\n") == 1, r
+
+
+def test_balloon_from_the_start(accel):
+    with VM(accel, "echo READY; sleep 1000", "--balloon", "on,size=300M") as vm:
+        vm.until_said("READY")
+        vm.until("the balloon has its size", lambda: vm.stat("device", "balloon", "actual") == 212 << 20, timeout_of(accel))
+
+
 def test_balloon(accel):
     """Without reporting, what is free stays with the guest until the balloon takes it; deflated, the guest has it again."""
     no_reporting = "echo 11 >/sys/module/page_reporting/parameters/page_reporting_order"

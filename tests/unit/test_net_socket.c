@@ -378,6 +378,44 @@ static void test_qemu(void **state)
 	with_qemu("connect", "server=on");
 }
 
+/* A large frame is cut for the peer, as a whole or not at all; one that would become thousands is dropped. */
+static void test_large_frame(void **state)
+{
+	(void)state;
+	struct card *c = listening();
+	static uint8_t frame[54 + 30000], got[2000];
+	memcpy(frame + 6, CARD_MAC, 6);
+	frame[12] = 8;
+	frame[14] = 0x45, frame[22] = 64, frame[23] = IPPROTO_TCP;
+	frame[16] = (sizeof(frame) - 14) >> 8, frame[17] = (uint8_t)(sizeof(frame) - 14);
+	frame[46] = 0x50;
+	for (size_t i = 0; i < 30000; i++)
+		frame[54 + i] = (uint8_t)(i * 13 >> 2);
+	int fd = peer_connect();
+	assert_true(card_wait_link(c, true));
+	struct net_header h = { .flags = NET_NEEDS_CSUM, .gso_type = NET_GSO_TCP4, .hdr_len = 54, .gso_size = 1448, .csum_start = 34, .csum_offset = 16 };
+	const struct iovec iov = { frame, sizeof(frame) };
+	card_lock(c);
+	assert_true(net_send(c->net, 0, &h, &iov, 1));
+	net_flush(c->net);
+	card_unlock(c);
+	for (size_t at = 0; at < 30000;) {
+		size_t n = 30000 - at < 1448 ? 30000 - at : 1448;
+		assert_true(peer_read(fd, got, 4 + 54 + n));
+		assert_int_equal(ntohl(*(uint32_t *)got), 54 + n);
+		assert_memory_equal(got + 4 + 54, frame + 54 + at, n);
+		at += n;
+	}
+	h.gso_size = 1;
+	card_lock(c);
+	assert_true(net_send(c->net, 0, &h, &iov, 1));
+	net_flush(c->net);
+	card_unlock(c);
+	assert_int_equal(card_stats(c).tx_dropped, 1);
+	close(fd);
+	card_close(c);
+}
+
 static void refuse(const char *value, const char *words)
 {
 	struct card c;
@@ -425,6 +463,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_one_peer, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_reconnect, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_tcp, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_large_frame, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_qemu, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_mistakes, setup, teardown),
 	};

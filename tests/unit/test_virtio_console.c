@@ -70,10 +70,7 @@ static void start(unsigned nports, uint64_t features)
 
 static void stop(unsigned nports)
 {
-	struct virtio_device *d = b.d;
-	virtio_connect(d, &(struct virtio_interrupt){ 0 });
-	d->ops->destroy(d);
-	b.d = NULL;
+	vbench_destroy(&b);
 	for (unsigned i = 0; i < nports; i++) {
 		chardev_close(line[i]);
 		close(host[i]);

@@ -142,7 +142,7 @@ static void start_job(struct piece *p, enum aio_op op)
 		.len = p->len,
 		.iov = p->iov,
 		.niov = p->niov,
-		.flags = op == AIO_READ && fd == image->fd ? AIO_CACHED : 0,
+		.flags = fd == image->fd ? AIO_CACHED : 0,
 		.done = job_done,
 		.opaque = p,
 	};

@@ -366,8 +366,6 @@ int virtio_net_create(struct virtio_device **out, const struct virtio_net_config
 		free(v);
 		return r;
 	}
-	if (!c->packed)
-		v->d.offered &= ~VIRTIO_BIT(VIRTIO_F_RING_PACKED);
 	*out = &v->d;
 	return 0;
 }
