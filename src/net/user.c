@@ -394,10 +394,14 @@ static bool may_pass(struct user_net *u, const uint8_t *f, size_t len)
 		return true;
 	log_warn_once(u->said_sockets, "user network: the guest has %u connections open; new ones are dropped until it closes some", u->sockets);
 	bool v6 = load_be16(f + 12) == ETHERTYPE_IP6;
+	if (!v6 && load_be16(f + 12) != ETHERTYPE_IP4)
+		return true; /* ARP: without it a guest cannot even close what is open */
 	size_t ip = ETHER_HEADER, l4 = ip + (v6 ? IP6_HEADER : len > ip ? (f[ip] & 15u) * 4 : 0);
 	if (l4 + 20 > len)
 		return false;
 	uint8_t proto = f[ip + (v6 ? 6 : 9)];
+	if (v6 && proto == PROTO_ICMP6)
+		return true; /* neighbour discovery: likewise */
 	return proto == PROTO_TCP && (f[l4 + 13] & (TCP_SYN | TCP_ACK)) != TCP_SYN;
 }
 
