@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/sysinfo.h>
 #include <unistd.h>
 
@@ -22,6 +23,8 @@
 
 /* How long a machine may take to end after a signal: `timeout` and service managers send just one. */
 #define GRACE_SECONDS 5
+
+#define DESCRIPTORS 65536
 
 /* The thread that waits for signals: the first asks the machine to end; a second one, or a machine that does not end
  * within GRACE_SECONDS, ends the process. So does the first while there is no machine yet: building one may wait for others (an NBD server). */
@@ -281,6 +284,16 @@ static int run_machine(const struct run_options *o, const struct accel_ops *acce
 	return machine_exit_status(&result);
 }
 
+/* As many descriptors as this process may have: a guest with several user networks, each with connections up to half of them, had all. */
+static void raise_descriptors(void)
+{
+	struct rlimit l;
+	if (getrlimit(RLIMIT_NOFILE, &l) < 0 || l.rlim_cur >= DESCRIPTORS)
+		return;
+	l.rlim_cur = l.rlim_max < DESCRIPTORS ? l.rlim_max : DESCRIPTORS;
+	setrlimit(RLIMIT_NOFILE, &l);
+}
+
 int run_vm(const struct run_options *o)
 {
 	struct error err = { "" };
@@ -293,6 +306,8 @@ int run_vm(const struct run_options *o)
 		log_set_level(LOG_INFO);
 	log_info("accelerator: %s", accel->name);
 	warn_about_memory(o);
+
+	raise_descriptors();
 
 	struct detach detach = { .ready_fd = -1 };
 	if (o->detach) {
