@@ -200,6 +200,12 @@ static void segments(void **state)
 			check_packet(f, len, s.v6, s.udp, s.vlan);
 		}
 	}
+	/* A frame that would keep us busy for long: not at all. */
+	struct sink s = { .udp = true, .payload = 1024, .mss = 1 };
+	struct net_header h = gso(false, true, 1);
+	assert_int_equal(net_segment(&h, f, large(f, false, true, false, 1023), out, on_segment, &(struct sink){ .udp = true, .payload = 1023, .mss = 1 }), 0);
+	assert_int_equal(net_segment(&h, f, large(f, false, true, false, 1024), out, on_segment, &s), -EINVAL);
+	assert_int_equal(s.packets, 0);
 }
 
 static void never(void *opaque, const uint8_t *frame, size_t len)

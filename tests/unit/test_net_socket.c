@@ -9,6 +9,7 @@
 #include <sys/un.h>
 #include <sys/wait.h>
 
+#include "net/stream.h"
 #include "nettest.h"
 
 static char dir[] = "/tmp/trapline-net-XXXXXX";
@@ -416,6 +417,49 @@ static void test_large_frame(void **state)
 	card_close(c);
 }
 
+static void on_stream_closed(void *opaque, const char *why)
+{
+	(void)opaque;
+	fail_msg("closed: %s", why);
+}
+
+/* To make room, a part of what is kept was written; the rest of it follows when the peer reads, whoever asks for more meanwhile or not. */
+static void test_rest_follows(void **state)
+{
+	(void)state;
+	static const struct stream_ops ops = { .closed = on_stream_closed };
+	static uint8_t drain[1 << 16];
+	struct bench b;
+	struct stream s;
+	int pair[2], size = 16 << 10;
+	bench_start(&b);
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair), 0);
+	assert_int_equal(setsockopt(pair[0], SOL_SOCKET, SO_SNDBUF, &size, sizeof(size)), 0);
+	assert_int_equal(stream_init(&s, b.loop, &ops, NULL), 0);
+	assert_int_equal(stream_start(&s, pair[0]), 0);
+	size_t want = 0;
+	for (; want < 9000; want += 1000)
+		assert_int_equal(send(pair[0], drain, 1000, 0), 1000);
+	for (unsigned i = 0; i < 30; i++, want += 1004)
+		assert_int_equal(stream_send(&s, &(struct iovec){ drain, 1000 }, 1), STREAM_SENT);
+	assert_true(stream_reserve(&s, STREAM_RESERVE_MAX - 20000));
+	assert_true(s.blocked);
+	assert_in_range(s.out_end - s.out_start, 1, 20000);
+	bench_run(&b);
+	size_t got = 0;
+	for (int i = 0; i < 2000 && got < want; i++) {
+		ssize_t n = recv(pair[1], drain, sizeof(drain), 0);
+		got += n > 0 ? (size_t)n : 0;
+		if (n <= 0)
+			bench_sleep_us(1000);
+	}
+	assert_int_equal(got, want);
+	bench_halt(&b);
+	stream_fini(&s);
+	close(pair[1]);
+	bench_stop(&b);
+}
+
 static void refuse(const char *value, const char *words)
 {
 	struct card c;
@@ -465,6 +509,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_tcp, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_large_frame, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_qemu, setup, teardown),
+		cmocka_unit_test(test_rest_follows),
 		cmocka_unit_test_setup_teardown(test_mistakes, setup, teardown),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

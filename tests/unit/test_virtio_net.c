@@ -648,6 +648,18 @@ static void test_offloads_and_pairs(void **state)
 	assert_true(deliver(&f, frame, sizeof(frame), 3));
 	assert_true(vbench_used(&f.b, 0, NULL) >= 0);
 
+	/* What waits for a buffer of a pair waits no more when that pair is reset, or no longer in use: no kick would come. */
+	frame[37] = 10;
+	assert_false(deliver(&f, frame, sizeof(frame), 3));
+	unsigned resumes = f.w.resumes;
+	virtq_reset(f.b.d, 2);
+	assert_int_equal(f.w.resumes, resumes + 1);
+	frame[37] = 11;
+	assert_false(deliver(&f, frame, sizeof(frame), 3));
+	const uint16_t one = 1;
+	assert_int_equal(control(&f, 8, 4, 0, &one, 2), 0);
+	assert_int_equal(f.w.resumes, resumes + 2);
+
 	/* After a reset one pair, and the offloads agreed on. */
 	virtio_set_status(f.b.d, 0);
 	assert_int_equal(f.w.n.pairs, 1);
