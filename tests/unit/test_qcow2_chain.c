@@ -135,10 +135,10 @@ static void snapshots(void **unused)
 	assert_int_equal(try_open(&t, &b, in_dir(&t, "image"), "snapshot=three"), -ENOENT);
 	assert_non_null(strstr(t.err.text, "one, two"));
 	FILE *list = fopen(in_dir(&t, "list"), "w");
-	assert_int_equal(qcow2_list_snapshots(in_dir(&t, "image"), list, &t.err), 0);
+	assert_int_equal(block_list_snapshots(in_dir(&t, "image"), list, &t.err), 0);
 	fclose(list);
 	must(&t, sh(&t, "cat list && grep -q '^1  *one ' list && grep -q '^2  *two ' list"), "the list");
-	assert_int_not_equal(qcow2_list_snapshots(in_dir(&t, "raw"), stderr, &t.err), 0);
+	assert_int_not_equal(block_list_snapshots(in_dir(&t, "raw"), stderr, &t.err), 0);
 	/* Deleting them afterwards frees what we left of them. */
 	must(&t, sh(&t, "qemu-img snapshot -d one image && qemu-img snapshot -d two image"), "delete");
 	must(&t, check(&t, "image"), "after deleting snapshots");

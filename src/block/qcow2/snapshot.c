@@ -88,7 +88,7 @@ static void print(FILE *out, const struct qcow2_snapshot *s, const struct qcow2_
 		s->vm_state_size ? "  with VM state (not used)" : "");
 }
 
-int qcow2_list_snapshots(const char *path, FILE *out, struct error *err)
+int block_list_snapshots(const char *path, FILE *out, struct error *err)
 {
 	uint8_t first[QCOW2_HEADER_V2];
 	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
