@@ -23,7 +23,7 @@ die() {
 }
 step() { say "$(printf '%3d s' $((SECONDS - start)))  $*"; }
 
-recipe=$(sha256sum <"$0" | cut -c 1-64)
+recipe=$(sha256sum <scripts/demo-disk.sh | cut -c 1-64)
 complete() {
 	[ "$(cat "$demo/recipe" 2>/dev/null)" = "$recipe" ] && [ -f "$demo/base.qcow2" ] && [ -f "$demo/vmlinuz" ] &&
 		[ -f "$demo/initrd.img" ] && [ -f "$demo/id_ed25519" ]
@@ -40,7 +40,7 @@ if [ "$(id -u)" != 0 ]; then
 	command -v sudo >/dev/null || die "root is needed to make the files of a Debian system (owners, device nodes) and there is no sudo; run make demo-disk as root"
 	say "asking sudo for root: debootstrap makes files of other owners"
 	exec 9>&-
-	sudo DEMO_MIRROR="${DEMO_MIRROR:-}" "$0" "$@"
+	sudo DEMO_MIRROR="${DEMO_MIRROR:-}" scripts/demo-disk.sh
 	exec sudo chown -R "$(id -u):$(id -g)" "$demo"
 fi
 umask 022

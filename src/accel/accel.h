@@ -118,7 +118,7 @@ struct accel_vcpu;
 
 struct accel_stats {
 	uint64_t exits[ACCEL_EXIT_EMULATION_FAILED + 1];
-	uint64_t interrupts, insns_stepped, blocks_translated, insns_translated, tlb_misses, code_flushes, code_bytes;
+	uint64_t interrupts, insns_stepped, blocks_translated, blocks_cloned, insns_translated, tlb_misses, code_flushes, code_bytes;
 };
 
 struct accel_ops {

@@ -13,6 +13,10 @@
 
 /* More would not help a disk, and each may hold a buffer. */
 #define MAX_THREADS 16
+/* Of them write to the page cache at a time: most file systems let one writer into a file, and the others would spin for its lock. */
+#define MAX_WRITERS 2
+#define BATCH 16
+#define BATCH_BYTES (128u << 10)
 #define STACK_SIZE (256u << 10) /* decompressors are content with 64K */
 
 struct work_list {
@@ -25,10 +29,12 @@ struct aio_pool {
 	pthread_mutex_t lock;
 	pthread_cond_t wake;
 	/* all [lock] */
-	struct aio_jobs jobs, finished;
+	struct aio_jobs jobs, writes, finished;
 	struct work_list work, worked;
-	unsigned queued, idle, nthreads;
-	bool stop, prefer_work;
+	unsigned writers, new_writers; /* who empty `writes`; of them, those that no thread is yet */
+	unsigned queued, idle, nthreads; /* queued: jobs, work and new writers */
+	bool stop;
+	unsigned turn;
 	pthread_t thread[MAX_THREADS];
 };
 
@@ -72,6 +78,80 @@ static void finished(struct aio_pool *p)
 	(void)n; /* EAGAIN: it is signalled */
 }
 
+/* [lock], not while it runs */
+static void do_job(struct aio_pool *p, struct aio_job *j)
+{
+	pthread_mutex_unlock(&p->lock);
+	j->result = run_job(j);
+	pthread_mutex_lock(&p->lock);
+	aio_jobs_add(&p->finished, j);
+	finished(p);
+}
+
+static void do_work(struct aio_pool *p, struct aio_work *w)
+{
+	pthread_mutex_unlock(&p->lock);
+	w->result = w->run(w);
+	pthread_mutex_lock(&p->lock);
+	work_add(&p->worked, w);
+	finished(p);
+}
+
+/* [lock], not while they run. Several small writes at once, announced as one: a wake-up costs more than a write does. */
+static bool do_writes(struct aio_pool *p)
+{
+	struct aio_jobs batch = { 0 };
+	struct aio_job *j;
+	uint64_t bytes = 0;
+	for (unsigned n = 0; n < BATCH && bytes < BATCH_BYTES && (j = aio_jobs_take(&p->writes)); n++) {
+		bytes += j->len;
+		aio_jobs_add(&batch, j);
+	}
+	if (!batch.first)
+		return false;
+	pthread_mutex_unlock(&p->lock);
+	for (j = batch.first; j; j = j->next)
+		j->result = run_job(j);
+	pthread_mutex_lock(&p->lock);
+	while ((j = aio_jobs_take(&batch))) {
+		aio_jobs_add(&p->finished, j);
+		finished(p);
+	}
+	return true;
+}
+
+/* [lock] One thing of the queue. In turn, so that no sort starves another. */
+static void serve(struct aio_pool *p)
+{
+	p->queued--;
+	for (;; p->turn++) {
+		struct aio_job *j;
+		struct aio_work *w;
+		switch (p->turn % 3) {
+		case 0:
+			if (!(j = aio_jobs_take(&p->jobs)))
+				continue;
+			do_job(p, j);
+			break;
+		case 1:
+			if (!(w = work_take(&p->work)))
+				continue;
+			do_work(p, w);
+			break;
+		case 2:
+			if (!p->new_writers)
+				continue;
+			p->new_writers--;
+			while (do_writes(p))
+				;
+			p->writers--;
+			break;
+		}
+		p->turn++;
+		return;
+	}
+}
+
 static void *worker(void *opaque)
 {
 	struct aio_pool *p = opaque;
@@ -84,24 +164,7 @@ static void *worker(void *opaque)
 		}
 		if (!p->queued)
 			break;
-		p->queued--;
-		/* In turn, so that neither starves the other. */
-		struct aio_work *w = p->prefer_work || !p->jobs.first ? work_take(&p->work) : NULL;
-		struct aio_job *j = w ? NULL : aio_jobs_take(&p->jobs);
-		p->prefer_work = !w;
-		pthread_mutex_unlock(&p->lock);
-
-		if (w)
-			w->result = w->run(w);
-		else
-			j->result = run_job(j);
-
-		pthread_mutex_lock(&p->lock);
-		if (w)
-			work_add(&p->worked, w);
-		else
-			aio_jobs_add(&p->finished, j);
-		finished(p);
+		serve(p);
 	}
 	pthread_mutex_unlock(&p->lock);
 	return NULL;
@@ -153,17 +216,18 @@ static bool spawn(struct aio_pool *p)
 	return true;
 }
 
-/* [lock] There is one more thing in the queue. False: and nobody who will ever do it. */
-static bool more(struct aio_pool *p)
+/* [lock] There is one more thing in the queue. */
+static void more(struct aio_pool *p)
 {
 	p->queued++;
-	if (p->idle >= p->queued)
+	if (p->idle < p->queued && p->nthreads < MAX_THREADS && !spawn(p) && !p->nthreads) {
+		/* Not a single thread can be had: slow is better than never. */
+		while (p->queued)
+			serve(p);
+		return;
+	}
+	if (p->idle)
 		pthread_cond_signal(&p->wake);
-	else if (p->nthreads < MAX_THREADS && !spawn(p) && !p->nthreads)
-		return false;
-	else if (p->idle)
-		pthread_cond_signal(&p->wake);
-	return true;
 }
 
 void aio_pool_start(struct aio_pool *p, struct aio_jobs *l)
@@ -171,14 +235,17 @@ void aio_pool_start(struct aio_pool *p, struct aio_jobs *l)
 	struct aio_job *j;
 	pthread_mutex_lock(&p->lock);
 	while ((j = aio_jobs_take(l))) {
-		aio_jobs_add(&p->jobs, j);
-		if (!more(p)) {
-			/* Not a single thread can be had: the queue was empty, so this is its only job. Slow is better than never. */
-			p->queued--;
-			aio_jobs_take(&p->jobs);
-			j->result = run_job(j);
-			aio_jobs_add(&p->finished, j);
-			finished(p);
+		if (j->op != AIO_WRITE || !(j->flags & AIO_CACHED)) {
+			aio_jobs_add(&p->jobs, j);
+			more(p);
+			continue;
+		}
+		aio_jobs_add(&p->writes, j);
+		/* One more writer for every few that wait. */
+		if (p->writers < MAX_WRITERS && !p->new_writers) {
+			p->writers++;
+			p->new_writers++;
+			more(p);
 		}
 	}
 	pthread_mutex_unlock(&p->lock);
@@ -188,13 +255,7 @@ void aio_pool_work(struct aio_pool *p, struct aio_work *w)
 {
 	pthread_mutex_lock(&p->lock);
 	work_add(&p->work, w);
-	if (!more(p)) {
-		p->queued--;
-		work_take(&p->work);
-		w->result = w->run(w);
-		work_add(&p->worked, w);
-		finished(p);
-	}
+	more(p);
 	pthread_mutex_unlock(&p->lock);
 }
 

@@ -169,7 +169,7 @@ int block_open(struct block **out, struct keyval *kv, struct loop *loop, struct 
 	if (!name || !*name)
 		r = error_set(err, EINVAL, "%s: no image; give its path first, for example %s disk.img,cache=none", kv->option, kv->option);
 	else if (snapshot && !*snapshot)
-		r = error_set(err, EINVAL, "%s %s: snapshot= without a name; trapline or qemu-img snapshot -l list them", kv->option, name);
+		r = error_set(err, EINVAL, "%s %s: snapshot= without a name; trapline snapshots FILE lists them", kv->option, name);
 	if (!r)
 		r = keyval_choice(kv, "format", formats, &format, err);
 	if (!r)

@@ -15,6 +15,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <sys/uio.h>
 
 struct block;
@@ -46,6 +47,7 @@ struct block_info {
 	uint64_t size;		 /* bytes, a multiple of 512 */
 	uint32_t logical_block;	 /* bytes: 512 or 4096 (O_DIRECT's alignment) */
 	uint32_t physical_block; /* bytes */
+	bool whole_blocks;	 /* writes of parts of a logical block fail; else they are slow */
 	uint32_t discard_granularity; /* bytes; 0: discards are ignored */
 	bool read_only;
 	bool write_cache;	 /* writes may need a flush to last */
@@ -82,6 +84,10 @@ void block_kick(struct block *b);
 void block_drain(struct block *b);
 
 void block_get_stats(const struct block *b, struct block_stats *out);
+/* Print the internal snapshots of the qcow2 image at `path` as a table (ID, name, when, size), or that there are none. Opens the file read-only
+ * for itself, also while a VM has it. 0 or -errno with a sentence in err. */
+int block_list_snapshots(const char *path, FILE *out, struct error *err);
+
 /* "raw /path (cache writeback, io_uring)": for stats and messages. */
 const char *block_describe(const struct block *b);
 

@@ -8,7 +8,6 @@
 #ifndef TRAPLINE_BLOCK_DRIVER_H
 #define TRAPLINE_BLOCK_DRIVER_H
 
-#include <stdio.h>
 
 #include "block/block.h"
 
@@ -64,8 +63,6 @@ const struct block_driver *block_probe(const uint8_t *head, size_t len);
 /* Is this the head of a qcow2 image? */
 bool qcow2_probe(const uint8_t *head, size_t len);
 
-/* A table of the internal snapshots of an image, for people. */
-int qcow2_list_snapshots(const char *path, FILE *out, struct error *err);
 
 /* Locks that QEMU's tools understand too (file.c): open file description locks on bytes 100 + permission and 200 + permission. -EAGAIN with
  * a sentence if another process has the image. `writer`: also wants to write, and nobody else may. */

@@ -28,7 +28,6 @@
 
 #include "base/clock.h"
 #include "base/error.h"
-#include "base/keyval.h"
 #include "base/log.h"
 #include "block/driver.h"
 #include "block/nbd_internal.h"
@@ -36,8 +35,8 @@
 
 #define SLOTS 64 /* with NBD_PIECE_MAX the bound on bounce memory */
 #define RANGE_MAX (1ull << 30)	    /* of a trim or zero: it has no payload */
-#define CONNECT_NS (10 * NS_PER_SEC) /* for connecting and the handshake; less if the timeout for requests is */
 #define BACKOFF_MAX 30		    /* seconds */
+#define LOSSES_LOGGED 10	     /* a server that comes and goes does not fill the terminal */
 #define EVENTS_A_TURN 64	    /* replies read before others get the device lock */
 
 /* How a request is going; for those that have been started. */
@@ -55,6 +54,7 @@ struct slot {
 	uint8_t *bounce;     /* of NBD_PIECE_MAX bytes, or NULL: not needed yet */
 	bool copy;	     /* a read that went to the bounce buffer */
 	uint64_t skip, len;  /* the part of the request, bytes */
+	uint32_t lead;	     /* bytes in front of it that were read to begin with a block of the server's */
 	uint64_t since;	     /* clock_ns() */
 	int error;	     /* of the completed, errno */
 	struct slot *next;   /* of the completed */
@@ -89,7 +89,9 @@ struct nbd_node {
 	bool unflushed;	 /* writes were done since the last flush */
 	bool lost_writes; /* some of them with a connection that is gone */
 
+	unsigned losses;
 	unsigned backoff; /* seconds */
+	bool differs;	  /* it came back as another export, which was said */
 	int ready_fd;	  /* eventfd: the thread is done */
 	bool connecting;
 	pthread_t thread;
@@ -99,10 +101,7 @@ struct nbd_node {
 	struct nbd_export fresh_export;
 	struct error fresh_error;
 
-	pthread_mutex_t pread_lock;
-	struct nbd_handle *pread_nbd; /* [pread_lock] */
-	struct nbd_export pread_export;   /* [pread_lock] */
-	uint8_t *pread_buf;	      /* [pread_lock] */
+	struct nbd_reader reader; /* pread's */
 };
 
 /* --- requests --- */
@@ -207,7 +206,7 @@ static void reap(struct nbd_node *n)
 		n->completed = s->next;
 		struct track *t = s->track;
 		if (s->error == 0 && s->copy)
-			copy_iov(t->r, s->skip, s->bounce, s->len, true);
+			copy_iov(t->r, s->skip, s->bounce + s->lead, s->len, true);
 		if (s->error && !t->result)
 			t->result = result_of(t->r, s->error);
 		s->track = NULL;
@@ -236,7 +235,9 @@ static void lost(struct nbd_node *n, const char *reason)
 {
 	if (!n->nbd)
 		return;
-	log_warn("%s: the connection to %s is lost (%s); its requests fail until it is back", n->target.option, n->target.uri, reason);
+	if (++n->losses <= LOSSES_LOGGED)
+		log_warn("%s: the connection to %s is lost (%s); its requests fail until it is back%s", n->target.option, n->target.uri, reason,
+			 n->losses == LOSSES_LOGGED ? " (the last time that this is reported)" : "");
 	unwatch(n);
 	nbd_close(n->nbd);
 	n->nbd = NULL;
@@ -323,17 +324,19 @@ static uint8_t *bounce(struct slot *s)
 static int send_piece(struct nbd_node *n, struct slot *s, struct block_request *r)
 {
 	nbd_completion_callback cb = { .callback = command_done, .user_data = s };
-	uint64_t offset = r->offset + s->skip;
+	uint64_t offset = r->offset + s->skip, span;
 	uint32_t fua = n->fua ? LIBNBD_CMD_FLAG_FUA : 0;
 	uint8_t *p;
 	int64_t cookie = -1;
 	switch (r->op) {
 	case BLOCK_READ:
-		p = contiguous(r, s->skip, s->len);
+		/* An overlay reads sectors, whatever the server's blocks are. */
+		span = (s->lead + s->len + n->export.minimum - 1) & ~(uint64_t)(n->export.minimum - 1);
+		p = span == s->len ? contiguous(r, s->skip, s->len) : NULL;
 		s->copy = !p;
 		if (!p && !(p = bounce(s)))
 			return ENOMEM;
-		cookie = nbd_aio_pread(n->nbd, p, s->len, offset, cb, 0);
+		cookie = nbd_aio_pread(n->nbd, p, span, offset - s->lead, cb, 0);
 		break;
 	case BLOCK_WRITE:
 		p = contiguous(r, s->skip, s->len);
@@ -393,6 +396,8 @@ static bool issue(struct nbd_node *n)
 	bool payload = r->op == BLOCK_READ || r->op == BLOCK_WRITE || (r->op == BLOCK_WRITE_ZEROES && !n->export.can_zero);
 	uint64_t most = payload ? n->export.maximum : RANGE_MAX, left = r->op == BLOCK_FLUSH ? 0 : r->len - n->head_done;
 	s->skip = n->head_done;
+	s->lead = r->op == BLOCK_READ ? (uint32_t)(r->offset + s->skip) & (n->export.minimum - 1) : 0;
+	most -= s->lead;
 	s->len = left < most ? left : most;
 	s->copy = false;
 	s->error = 0;
@@ -537,7 +542,8 @@ static void on_ready(void *opaque, uint32_t revents)
 	if (n->fresh && (x->size != n->export.size || x->minimum > n->node->info.logical_block || (x->read_only && !n->node->info.read_only) ||
 			 (n->fua && !x->can_fua))) {
 		/* A guest has been told otherwise. */
-		log_warn("%s: %s is back with another size or other abilities; restart the machine to use it", n->target.option, n->target.uri);
+		log_warn_once(n->differs, "%s: %s is back with another size or other abilities; restart the machine to use it", n->target.option,
+			      n->target.uri);
 		nbd_close(n->fresh);
 		n->fresh = NULL;
 	}
@@ -549,7 +555,8 @@ static void on_ready(void *opaque, uint32_t revents)
 	n->nbd = n->fresh;
 	n->fresh = NULL;
 	n->export = *x;
-	log_warn("%s: %s is connected again", n->target.option, n->target.uri);
+	if (n->losses <= LOSSES_LOGGED)
+		log_warn("%s: %s is connected again", n->target.option, n->target.uri);
 	watch(n);
 }
 
@@ -588,74 +595,13 @@ static void nbd_node_free(struct nbd_node *n)
 		close(n->ready_fd);
 	}
 	unwatch(n);
-	struct nbd_handle *handles[] = { n->nbd, n->pread_nbd };
-	for (unsigned i = 0; i < 2; i++) {
-		struct nbd_handle *h = handles[i];
-		if (!h)
-			continue;
-		/* Say good-bye, but do not wait for long. */
-		if (nbd_aio_is_ready(h) > 0 && nbd_aio_disconnect(h, 0) == 0)
-			for (int j = 0; j < 5 && nbd_aio_is_closed(h) == 0 && nbd_aio_is_dead(h) == 0; j++)
-				if (nbd_poll(h, 50) < 0)
-					break;
-		nbd_close(h);
-	}
+	nbd_hang_up(n->nbd);
+	nbd_reader_fini(&n->reader);
 	for (unsigned i = 0; i < SLOTS; i++)
 		free(n->slot[i].bounce);
 	free(n->zeroes);
-	free(n->pread_buf);
-	free(n->target.uri);
-	free(n->target.certificates);
-	free(n->target.user);
-	free(n->target.psk);
-	pthread_mutex_destroy(&n->pread_lock);
+	nbd_target_free(&n->target);
 	free(n);
-}
-
-static char *copy_of(const char *text)
-{
-	return text ? strdup(text) : NULL;
-}
-
-static int read_options(struct nbd_node *n, const struct block_open *o, struct error *err)
-{
-	struct nbd_target *t = &n->target;
-	uint64_t seconds = 30;
-	t->option = o->option;
-	t->uri = strdup(o->name);
-	if (o->kv) {
-		t->certificates = copy_of(keyval_get(o->kv, "tls-certs"));
-		t->user = copy_of(keyval_get(o->kv, "tls-user"));
-		t->psk = copy_of(keyval_get(o->kv, "tls-psk"));
-		int r = keyval_u64(o->kv, "timeout", 1, 3600, &seconds, err);
-		if (r < 0)
-			return r;
-	}
-	n->timeout_ns = seconds * NS_PER_SEC;
-	t->timeout_ns = n->timeout_ns < CONNECT_NS ? n->timeout_ns : CONNECT_NS;
-	if (!t->uri)
-		return error_set(err, ENOMEM, "out of memory for %s", o->name);
-	if ((t->certificates || t->user || t->psk) && strncmp(t->uri, "nbds", 4))
-		return error_set(err, EINVAL, "%s: tls- keys need a URI that begins with nbds:// or nbds+unix://, and %s does not", o->option, t->uri);
-	if (!strncmp(t->uri, "nbds", 4)) {
-		/* Left to itself libnbd takes a folder of its own, and before 1.18.5 believes any certificate if there is none. */
-		if (!t->certificates && !t->psk)
-			return error_set(err, EINVAL, "%s: %s needs tls-certs=DIR (with ca-cert.pem) or tls-psk=FILE to know its server by", o->option, t->uri);
-		struct nbd_handle *h = nbd_create();
-		int tls = h ? nbd_supports_tls(h) : 1;
-		nbd_close(h);
-		if (tls == 0)
-			return error_set(err, ENOTSUP, "%s: this build's libnbd has no TLS; use nbd:// in a trusted network", o->option);
-	}
-	if (t->psk && access(t->psk, R_OK) < 0)
-		return error_set(err, errno, "%s: cannot read tls-psk=%s: %s", o->option, t->psk, strerror(errno));
-	if (t->certificates) {
-		char ca[1024];
-		snprintf(ca, sizeof(ca), "%s/ca-cert.pem", t->certificates);
-		if (access(ca, R_OK) < 0)
-			return error_set(err, errno, "%s: cannot read %s: %s; tls-certs= names the folder that it is in", o->option, ca, strerror(errno));
-	}
-	return 0;
 }
 
 static void describe_export(struct nbd_node *n, const struct block_open *o)
@@ -666,6 +612,7 @@ static void describe_export(struct nbd_node *n, const struct block_open *o)
 		.size = x->size,
 		.logical_block = x->minimum > 512 ? 4096 : 512,
 		.physical_block = x->preferred > 4096 ? x->preferred : 4096,
+		.whole_blocks = x->minimum > 512,
 		.read_only = x->read_only || o->read_only,
 		.write_cache = x->can_flush && !n->fua,
 		.format = "nbd",
@@ -687,10 +634,10 @@ static int nbd_node_open(struct block_node *node, const struct block_open *o, st
 	n->finished_tail = &n->finished;
 	n->unmap = o->discard;
 	n->unsafe = o->cache == CACHE_UNSAFE;
-	pthread_mutex_init(&n->pread_lock, NULL);
 	for (unsigned i = 0; i < SLOTS; i++)
 		n->slot[i].node = n;
-	int r = read_options(n, o, err);
+	int r = nbd_target_parse(&n->target, o, &n->timeout_ns, err);
+	nbd_reader_init(&n->reader, &n->target, n->timeout_ns, &n->cancel);
 	if (r == 0)
 		r = nbd_connect(&n->nbd, &n->export, &n->target, NULL, err);
 	if (r == 0 && (o->cache == CACHE_WRITETHROUGH || o->cache == CACHE_DIRECTSYNC) && !o->read_only) {
@@ -758,72 +705,9 @@ static void nbd_node_wait(struct block_node *node)
 	nbd_node_kick(node);
 }
 
-/* One aligned read on the second connection. */
-static int pread_piece(struct nbd_node *n, void *buf, uint64_t len, uint64_t offset)
-{
-	struct nbd_handle *h = n->pread_nbd;
-	int64_t cookie = nbd_aio_pread(h, buf, len, offset, NBD_NULL_COMPLETION, 0);
-	if (cookie < 0)
-		return -(nbd_get_errno() ? nbd_get_errno() : EIO);
-	uint64_t end = clock_ns() + n->timeout_ns;
-	for (;;) {
-		int done = nbd_aio_command_completed(h, (uint64_t)cookie);
-		if (done > 0)
-			return 0;
-		if (done < 0)
-			return -EIO;
-		if (clock_ns() >= end || nbd_poll(h, 100) < 0)
-			break;
-	}
-	/* The buffer is the caller's from now on: libnbd must forget the command. */
-	nbd_close(h);
-	n->pread_nbd = NULL;
-	return -EIO;
-}
-
-static int pread_locked(struct nbd_node *n, uint8_t *buf, uint64_t len, uint64_t offset)
-{
-	if (n->pread_nbd && nbd_aio_is_ready(n->pread_nbd) <= 0 && nbd_aio_is_processing(n->pread_nbd) <= 0) {
-		nbd_close(n->pread_nbd);
-		n->pread_nbd = NULL;
-	}
-	if (!n->pread_nbd) {
-		struct error err;
-		int r = nbd_connect(&n->pread_nbd, &n->pread_export, &n->target, &n->cancel, &err);
-		if (r < 0) {
-			log_warn("%s", err.text);
-			return -EIO;
-		}
-	}
-	const struct nbd_export *x = &n->pread_export;
-	if (len > x->size || offset > x->size - len)
-		return -EIO;
-	uint64_t mask = x->minimum - 1;
-	while (len) {
-		uint64_t start = offset & ~mask, skip = offset - start;
-		uint64_t some = len < x->maximum - skip ? len : x->maximum - skip, span = (skip + some + mask) & ~mask;
-		bool direct = !skip && span == some;
-		if (!direct && !n->pread_buf && !(n->pread_buf = malloc(NBD_PIECE_MAX)))
-			return -ENOMEM;
-		int r = pread_piece(n, direct ? buf : n->pread_buf, span, start);
-		if (r < 0)
-			return r;
-		if (!direct)
-			memcpy(buf, n->pread_buf + skip, some);
-		buf += some;
-		offset += some;
-		len -= some;
-	}
-	return 0;
-}
-
 static int nbd_node_pread(struct block_node *node, void *buf, uint64_t len, uint64_t offset)
 {
-	struct nbd_node *n = node->priv;
-	pthread_mutex_lock(&n->pread_lock);
-	int r = pread_locked(n, buf, len, offset);
-	pthread_mutex_unlock(&n->pread_lock);
-	return r;
+	return nbd_reader_pread(&((struct nbd_node *)node->priv)->reader, buf, len, offset);
 }
 
 const struct block_driver block_nbd = {

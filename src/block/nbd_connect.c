@@ -1,10 +1,17 @@
 #include <errno.h>
 #include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "base/keyval.h"
+#include "block/driver.h"
 #include "block/nbd_internal.h"
+
+#define CONNECT_NS (10 * NS_PER_SEC) /* for connecting and the handshake; less if the timeout for requests is */
 
 static bool power_of_two(uint64_t v)
 {
@@ -105,4 +112,67 @@ int nbd_connect(struct nbd_handle **out, struct nbd_export *x, const struct nbd_
 	}
 	*out = h;
 	return 0;
+}
+
+void nbd_hang_up(struct nbd_handle *h)
+{
+	/* Say good-bye, but do not wait for long. */
+	if (h && nbd_aio_is_ready(h) > 0 && nbd_aio_disconnect(h, 0) == 0)
+		for (int i = 0; i < 5 && nbd_aio_is_closed(h) == 0 && nbd_aio_is_dead(h) == 0; i++)
+			if (nbd_poll(h, 50) < 0)
+				break;
+	nbd_close(h);
+}
+
+static char *copy_of(const char *text)
+{
+	return text ? strdup(text) : NULL;
+}
+
+int nbd_target_parse(struct nbd_target *t, const struct block_open *o, uint64_t *timeout_ns, struct error *err)
+{
+	uint64_t seconds = 30;
+	t->option = o->option;
+	t->uri = strdup(o->name);
+	if (o->kv) {
+		t->certificates = copy_of(keyval_get(o->kv, "tls-certs"));
+		t->user = copy_of(keyval_get(o->kv, "tls-user"));
+		t->psk = copy_of(keyval_get(o->kv, "tls-psk"));
+		int r = keyval_u64(o->kv, "timeout", 1, 3600, &seconds, err);
+		if (r < 0)
+			return r;
+	}
+	*timeout_ns = seconds * NS_PER_SEC;
+	t->timeout_ns = *timeout_ns < CONNECT_NS ? *timeout_ns : CONNECT_NS;
+	if (!t->uri)
+		return error_set(err, ENOMEM, "out of memory for %s", o->name);
+	if ((t->certificates || t->user || t->psk) && strncmp(t->uri, "nbds", 4))
+		return error_set(err, EINVAL, "%s: tls- keys need a URI that begins with nbds:// or nbds+unix://, and %s does not", o->option, t->uri);
+	if (!strncmp(t->uri, "nbds", 4)) {
+		/* Left to itself libnbd takes a folder of its own, and before 1.18.5 believes any certificate if there is none. */
+		if (!t->certificates && !t->psk)
+			return error_set(err, EINVAL, "%s: %s needs tls-certs=DIR (with ca-cert.pem) or tls-psk=FILE to know its server by", o->option, t->uri);
+		struct nbd_handle *h = nbd_create();
+		int tls = h ? nbd_supports_tls(h) : 1;
+		nbd_close(h);
+		if (tls == 0)
+			return error_set(err, ENOTSUP, "%s: this build's libnbd has no TLS; use nbd:// in a trusted network", o->option);
+	}
+	if (t->psk && access(t->psk, R_OK) < 0)
+		return error_set(err, errno, "%s: cannot read tls-psk=%s: %s", o->option, t->psk, strerror(errno));
+	if (t->certificates) {
+		char ca[1024];
+		snprintf(ca, sizeof(ca), "%s/ca-cert.pem", t->certificates);
+		if (access(ca, R_OK) < 0)
+			return error_set(err, errno, "%s: cannot read %s: %s; tls-certs= names the folder that it is in", o->option, ca, strerror(errno));
+	}
+	return 0;
+}
+
+void nbd_target_free(struct nbd_target *t)
+{
+	free(t->uri);
+	free(t->certificates);
+	free(t->user);
+	free(t->psk);
 }

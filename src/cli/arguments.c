@@ -57,8 +57,8 @@ int arguments_parse(const char *command, const struct argument *table, unsigned 
 	}
 	for (unsigned i = 0; i < n; i++) {
 		if (table[i].required && !*table[i].value) {
-			fprintf(stderr, "trapline: %s: %s is missing; trapline ls shows what runs, trapline help %s how to write it\n", command,
-				table[i].what, command);
+			fprintf(stderr, "trapline: %s: %s is missing; %strapline help %s how to write it\n", command, table[i].what,
+				!strcmp(table[i].what, "NAME") ? "trapline ls shows what runs, " : "see ", command);
 			return 2;
 		}
 	}

@@ -5,6 +5,7 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "block/block.h"
 #include "cli/commands.h"
 #include "cli/doctor.h"
 #include "cli/options.h"
@@ -16,6 +17,7 @@ static const char usage[] = "usage: trapline run --kernel FILE [options]   run a
 			    "       trapline console NAME                 connect to a VM's serial port\n"
 			    "       trapline stats NAME                   what a VM counts: exits, I/O, memory\n"
 			    "       trapline balloon NAME SIZE            set how much memory a guest shall have\n"
+			    "       trapline snapshots FILE               list the internal snapshots of a qcow2 image\n"
 			    "       trapline doctor                       what this host offers, and what --accel auto takes\n"
 			    "       trapline help [COMMAND]               this text, or that of a command\n"
 			    "       trapline --version                    the version\n";
@@ -51,6 +53,25 @@ static int command_doctor(int argc, char **argv)
 	return doctor_print(stdout);
 }
 
+static const char snapshots_usage[] =
+	"usage: trapline snapshots FILE\n\n"
+	"List the internal snapshots of a qcow2 image. Start a VM from one with --disk FILE,snapshot=NAME: read-only, or with overlay so\n"
+	"that the guest can write and nothing of that is kept. Status 0, or 1 if the file cannot be read or is no qcow2 image.\n";
+
+static int command_snapshots(int argc, char **argv)
+{
+	const char *path = NULL;
+	const struct argument table[] = { { .what = "FILE", .value = &path, .required = 1 } };
+	int r = arguments_parse("snapshots", table, 1, argc, argv);
+	if (r)
+		return r;
+	struct error err;
+	if (block_list_snapshots(path, stdout, &err) == 0)
+		return 0;
+	fprintf(stderr, "trapline: %s\n", err.text);
+	return 1;
+}
+
 static int command_help(int argc, char **argv);
 
 static int command_version(int argc, char **argv)
@@ -72,6 +93,7 @@ static const struct command {
 	{ "console", command_console, console_usage },
 	{ "stats", command_stats, stats_usage },
 	{ "balloon", command_balloon, balloon_usage },
+	{ "snapshots", command_snapshots, snapshots_usage },
 	{ "doctor", command_doctor, doctor_usage },
 	{ "help", command_help, NULL },
 	{ "--help", command_help, NULL },
@@ -100,7 +122,7 @@ static int command_help(int argc, char **argv)
 	} else if (c && c->usage) {
 		fputs(c->usage, stdout);
 	} else {
-		fprintf(stderr, "trapline: no help for \"%s\"; the commands are run, ls, stop, console, stats, balloon and doctor\n", argv[0]);
+		fprintf(stderr, "trapline: no help for \"%s\"; the commands are run, ls, stop, console, stats, balloon, snapshots and doctor\n", argv[0]);
 		return 2;
 	}
 	return 0;

@@ -13,6 +13,7 @@
 #include "control/runtime.h"
 #include "machine/pc.h"
 
+#define HELP_COLUMN 36
 #define OPTIONS_MIN_MEMORY (16ull << 20)
 #define OPTIONS_MIN_CODE_CACHE (64ull << 10)
 #define OPTIONS_MAX_CODE_CACHE (1ull << 30) /* rel32 must reach across it */
@@ -396,6 +397,15 @@ int options_parse(struct run_options *o, int argc, char *const *argv, struct err
 		return error_set(err, EINVAL, "--console and --serial cannot both be %s; leave --serial out, or choose another kind for one of them",
 				 o->serial);
 	bool console_there = o->console && !strcmp(o->console, o->detach ? "socket" : "stdio");
+	if (o->detach && o->console && !strcmp(o->console, "stdio"))
+		return error_set(err, EINVAL, "--detach: a VM in the background has no terminal for --console stdio; choose --console socket (trapline console "
+					      "then reaches it), file:PATH or none");
+	for (unsigned i = 0; i < o->nports; i++) {
+		const char *kind = strchr(o->ports[i], '=');
+		if (o->detach && kind && !strcmp(kind + 1, "stdio"))
+			return error_set(err, EINVAL, "--detach: a VM in the background has no terminal for --port %s; choose socket:PATH, pty or file:PATH",
+					 o->ports[i]);
+	}
 	if (!o->serial)
 		o->serial = console_there ? "none" : o->detach ? "socket" : "stdio";
 	else if (o->detach && !strcmp(o->serial, "stdio"))
@@ -407,14 +417,15 @@ int options_parse(struct run_options *o, int argc, char *const *argv, struct err
 /* What the modules take in the values of the form FIRST,key=value; the manual page has all of it. */
 static const char values_help[] =
 	"\nValues with keys are FIRST,key=value,flag,...; a comma inside a value is written twice.\n"
-	"  --disk FILE       a raw or qcow2 image, or nbd://HOST/EXPORT, nbds://, nbd+unix:///EXPORT?socket=PATH\n"
+	"  --disk FILE       a raw or qcow2 image, or nbd://HOST/EXPORT, nbds://, nbd+unix:///EXPORT?socket=PATH; or vhost-user=SOCKET\n"
 	"    format=raw|qcow2|auto  ro  overlay (writes are thrown away)  snapshot=NAME\n"
 	"    cache=writeback|none|writethrough|directsync|unsafe  aio=io_uring|threads|auto  discard=unmap|ignore  lock=on|off\n"
 	"    iops= iops-rd= iops-wr=  bps= bps-rd= bps-wr=  (a second; bytes as 10M)  transport=pci|mmio  ring=packed|split\n"
 	"    e.g. --disk debian.qcow2,overlay   --disk data.raw,cache=none,iops=500   --disk nbd://10.0.0.5/vol1,ro\n"
 	"  --net user        user-mode network: hostfwd=tcp:127.0.0.1:2222-:22 (again for more)  net=10.0.2.0/24  restrict  dns=  hostname=\n"
-	"  --net passt       path=PROGRAM or socket=PATH   --net tap  ifname=tap0  queues=N  vhost=on|off|auto\n"
+	"  --net passt       path=PROGRAM or socket=PATH   --net tap  ifname=tap0 or fd=N:...  queues=N\n"
 	"  --net socket      listen=PATH|HOST:PORT or connect=PATH|HOST:PORT   (all: mac=52:54:00:...; default: from the VM's name)\n"
+	"  --net vhost-user  socket=PATH of a switch that moves the frames\n"
 	"    e.g. --net user,hostfwd=tcp:127.0.0.1:2222-:22   --net tap,ifname=tap0,queues=4   --net socket,listen=/tmp/wire\n"
 	"  --share DIR       tag=NAME  ro    e.g. --share /srv/data,tag=data; in the guest: mount -t virtiofs data /mnt\n";
 
@@ -457,7 +468,10 @@ void options_print_help(FILE *to)
 		char left[64];
 		snprintf(left, sizeof(left), "--%s%s%s", options[i].name, options[i].argument ? " " : "",
 			 options[i].argument ? options[i].argument : "");
-		fprintf(to, "  %-36s %s\n", left, options[i].help);
+		if (strlen(left) > HELP_COLUMN)
+			fprintf(to, "  %s\n  %*s %s\n", left, HELP_COLUMN, "", options[i].help);
+		else
+			fprintf(to, "  %-*s %s\n", HELP_COLUMN, left, options[i].help);
 	}
 	fputs(values_help, to);
 	fprintf(to, "\nOn a terminal, Ctrl-A x ends the VM and Ctrl-A h lists the other keys.\n"

@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/sysinfo.h>
 #include <unistd.h>
 
@@ -23,12 +24,14 @@
 /* How long a machine may take to end after a signal: `timeout` and service managers send just one. */
 #define GRACE_SECONDS 5
 
+#define DESCRIPTORS 65536
+
 /* The thread that waits for signals: the first asks the machine to end; a second one, or a machine that does not end
- * within GRACE_SECONDS, ends the process. */
+ * within GRACE_SECONDS, ends the process. So does the first while there is no machine yet: building one may wait for others (an NBD server). */
 struct signal_watch {
 	pthread_t thread;
 	sigset_t set;
-	struct machine *machine;
+	_Atomic(struct machine *) machine; /* [a] NULL: it is being built */
 	atomic_int first;	/* [a] the signal that ended the machine, 0: none */
 	atomic_bool done;	/* [a] the machine has ended; the next signal is our own wake-up */
 };
@@ -42,7 +45,12 @@ static void *signal_watch_run(void *opaque)
 	if (atomic_load(&w->done))
 		return NULL;
 	atomic_store(&w->first, sig);
-	machine_stop(w->machine);
+	struct machine *machine = atomic_load(&w->machine);
+	if (!machine) {
+		terminal_restore();
+		_exit(128 + sig);
+	}
+	machine_stop(machine);
 
 	const struct timespec grace = { .tv_sec = GRACE_SECONDS };
 	int next;
@@ -57,9 +65,8 @@ static void *signal_watch_run(void *opaque)
 	_exit(128 + sig);
 }
 
-static int signal_watch_start(struct signal_watch *w, struct machine *machine)
+static int signal_watch_start(struct signal_watch *w)
 {
-	w->machine = machine;
 	return -pthread_create(&w->thread, NULL, signal_watch_run, w);
 }
 
@@ -192,8 +199,12 @@ static int reach_serve(struct reach *reach, const struct machine_config *config,
 static void say_detached(const struct reach *reach, const char *log)
 {
 	const char *name = runtime_name(reach->runtime);
-	printf("%s runs in the background (process %ld)%s%s%s; stop it with trapline stop %s\n", name, (long)getpid(),
-	       reach->serial[0] ? "; its console is trapline console " : "", reach->serial[0] ? name : "", log[0] ? "" : "; it has no log", name);
+	printf("%s runs in the background (process %ld); trapline stop %s stops it", name, (long)getpid(), name);
+	if (reach->serial[0])
+		printf(", trapline console %s is its console", name);
+	if (log[0])
+		printf(", messages go to %s", log);
+	putchar('\n');
 }
 
 /* Build the machine and run it to its end. Everything is undone on return. */
@@ -235,24 +246,23 @@ static int run_machine(const struct run_options *o, const struct accel_ops *acce
 		fprintf(stderr, "trapline: the interpreter runs guest code some hundred times slower than the processor; be patient\n");
 
 	struct machine *machine = NULL;
-	int r = machine_create(&machine, &config, &err);
+	int r = signal_watch_start(&watch);
+	if (r) {
+		fprintf(stderr, "trapline: cannot start a thread (%s); this host allows too few\n", strerror(-r));
+		return 2;
+	}
+	r = machine_create(&machine, &config, &err);
 	if (!r)
 		r = reach_serve(reach, &config, machine, &err);
 	if (r) {
+		signal_watch_stop(&watch);
 		machine_destroy(machine);
 		fprintf(stderr, "trapline: %s\n", err.text);
 		return 2;
 	}
+	atomic_store(&watch.machine, machine);
 	if (on_terminal)
 		fprintf(stderr, "trapline: Ctrl-A x ends the VM, Ctrl-A h lists the keys\r\n");
-
-	r = signal_watch_start(&watch, machine);
-	if (r) {
-		control_server_destroy(reach->server);
-		machine_destroy(machine);
-		fprintf(stderr, "trapline: cannot start a thread (%s); this host allows too few\n", strerror(-r));
-		return 2;
-	}
 	if (o->detach) {
 		char log[4096] = "";
 		int log_fd = runtime_open_log(reach->runtime, log, sizeof(log));
@@ -274,6 +284,16 @@ static int run_machine(const struct run_options *o, const struct accel_ops *acce
 	return machine_exit_status(&result);
 }
 
+/* As many descriptors as this process may have: a guest with several user networks, each with connections up to half of them, had all. */
+static void raise_descriptors(void)
+{
+	struct rlimit l;
+	if (getrlimit(RLIMIT_NOFILE, &l) < 0 || l.rlim_cur >= DESCRIPTORS)
+		return;
+	l.rlim_cur = l.rlim_max < DESCRIPTORS ? l.rlim_max : DESCRIPTORS;
+	setrlimit(RLIMIT_NOFILE, &l);
+}
+
 int run_vm(const struct run_options *o)
 {
 	struct error err = { "" };
@@ -286,6 +306,8 @@ int run_vm(const struct run_options *o)
 		log_set_level(LOG_INFO);
 	log_info("accelerator: %s", accel->name);
 	warn_about_memory(o);
+
+	raise_descriptors();
 
 	struct detach detach = { .ready_fd = -1 };
 	if (o->detach) {

@@ -49,8 +49,8 @@ static int64_t now_ms(void)
 	return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
-/* Connect; the status to exit with if that fails. */
-static int reach(struct control_client **out, const char *name)
+/* Connect; the status to exit with if that fails. For who can do with a process that hangs (`deaf`) it does not: there is no connection then. */
+static int reach(struct control_client **out, const char *name, bool deaf)
 {
 	struct error err = { "" };
 	struct control_client *c = malloc(sizeof(*c));
@@ -62,7 +62,7 @@ static int reach(struct control_client **out, const char *name)
 	int r;
 	for (int i = 0; (r = control_connect(c, name, &err)) == -EAGAIN && i < 40; i++)
 		nanosleep(&(struct timespec){ .tv_nsec = 50000000 }, NULL);
-	if (r) {
+	if (r && !(deaf && r == -ETIMEDOUT)) {
 		free(c);
 		return complain(&err, r == -ENOENT ? 2 : 1);
 	}
@@ -78,18 +78,24 @@ static void leave(struct control_client *c)
 
 /* --- ls --- */
 
-/* The status of one VM, or NULL if it does not answer. */
-static json_t *ask_status(const char *name)
+/* The status of one VM; of one that is just being built, or does not answer, only what is known without it. NULL: it has ended. */
+static json_t *ask_status(const struct runtime_vm *vm)
 {
 	json_t *status = NULL;
+	const char *state = "no answer";
 	struct error err;
 	struct control_client *c = malloc(sizeof(*c));
-	if (c && control_connect(c, name, &err) == 0) {
+	int r = c ? control_connect(c, vm->name, &err) : -ENOMEM;
+	if (r == -EAGAIN)
+		state = "starting";
+	if (r == 0) {
 		if (control_call(c, json_pack("{s:s}", "request", "status"), ASK_MS, &status, &err))
 			status = NULL;
 		control_close(c);
 	}
 	free(c);
+	if (!status && runtime_running(vm->name))
+		status = json_pack("{s:s, s:i, s:s}", "name", vm->name, "pid", (int)vm->pid, "state", state);
 	return status;
 }
 
@@ -99,54 +105,33 @@ static uint64_t number(const json_t *object, const char *key)
 	return n > 0 ? (uint64_t)n : 0;
 }
 
-static void print_row(const struct runtime_vm *vm, const json_t *status, int width)
+static void print_row(const json_t *status, int width)
 {
 	char memory[32] = "-", resident[32] = "-", uptime[32] = "-", cpus[16] = "-", pid[16] = "-";
-	const char *state = "no answer";
-	if (vm->pid)
-		snprintf(pid, sizeof(pid), "%ld", (long)vm->pid);
-	if (status) {
-		const json_t *m = json_object_get(status, "memory");
-		const char *text = json_string_value(json_object_get(status, "state"));
-		state = text ? text : "?";
+	const json_t *m = json_object_get(status, "memory");
+	if (number(status, "pid"))
+		snprintf(pid, sizeof(pid), "%u", (unsigned)number(status, "pid"));
+	if (m) {
 		snprintf(cpus, sizeof(cpus), "%u", (unsigned)number(status, "cpus"));
 		format_size(memory, sizeof(memory), number(m, "guest"));
 		format_size(resident, sizeof(resident), number(m, "process_resident"));
 		format_duration(uptime, sizeof(uptime), number(status, "uptime_ns"));
 	}
-	printf("%-*s  %7s  %-9s  %5s  %7s  %8s  %7s\n", width, vm->name, pid, state, cpus, memory, resident, uptime);
+	const char *name = json_string_value(json_object_get(status, "name")), *state = json_string_value(json_object_get(status, "state"));
+	printf("%-*s  %7s  %-9s  %5s  %7s  %8s  %7s\n", width, name ? name : "?", pid, state ? state : "?", cpus, memory, resident, uptime);
 }
 
-static void print_table(const struct runtime_vm *vms, unsigned n)
+static void print_table(const json_t *vms)
 {
 	int width = 4;
-	for (unsigned i = 0; i < n; i++)
-		if ((int)strlen(vms[i].name) > width)
-			width = (int)strlen(vms[i].name);
+	size_t i;
+	json_t *vm;
+	json_array_foreach((json_t *)vms, i, vm)
+		if ((int)json_string_length(json_object_get(vm, "name")) > width)
+			width = (int)json_string_length(json_object_get(vm, "name"));
 	printf("%-*s  %7s  %-9s  %5s  %7s  %8s  %7s\n", width, "NAME", "PID", "STATE", "VCPUS", "MEMORY", "RESIDENT", "UPTIME");
-	for (unsigned i = 0; i < n; i++) {
-		json_t *status = ask_status(vms[i].name);
-		/* One that ended while we looked is no VM any more. */
-		if (status || runtime_running(vms[i].name))
-			print_row(&vms[i], status, width);
-		json_decref(status);
-	}
-}
-
-static void print_json(const struct runtime_vm *vms, unsigned n)
-{
-	json_t *array = json_array();
-	for (unsigned i = 0; i < n; i++) {
-		json_t *status = ask_status(vms[i].name);
-		if (!status && !runtime_running(vms[i].name))
-			continue;
-		if (!status)
-			status = json_pack("{s:s, s:i, s:s}", "name", vms[i].name, "pid", (int)vms[i].pid, "state", "no answer");
-		json_array_append_new(array, status);
-	}
-	json_dumpf(array, stdout, JSON_INDENT(2));
-	putchar('\n');
-	json_decref(array);
+	json_array_foreach((json_t *)vms, i, vm)
+		print_row(vm, width);
 }
 
 int command_ls(int argc, char **argv)
@@ -161,11 +146,20 @@ int command_ls(int argc, char **argv)
 	struct error err;
 	if (runtime_list(&vms, &n, &err))
 		return complain(&err, 1);
-	if (json)
-		print_json(vms, n);
-	else
-		print_table(vms, n);
+	json_t *array = json_array();
+	for (unsigned i = 0; i < n; i++) {
+		json_t *one = ask_status(&vms[i]);
+		if (one)
+			json_array_append_new(array, one);
+	}
 	free(vms);
+	if (json) {
+		json_dumpf(array, stdout, JSON_INDENT(2));
+		putchar('\n');
+	} else {
+		print_table(array);
+	}
+	json_decref(array);
 	return 0;
 }
 
@@ -278,10 +272,17 @@ int command_stop(int argc, char **argv)
 		return 2;
 	}
 	struct stop s = { .name = name, .started = now_ms(), .progress = isatty(STDERR_FILENO) };
-	status = reach(&s.client, name);
+	status = reach(&s.client, name, true);
 	if (status)
 		return status;
-	s.pidfd = (int)syscall(SYS_pidfd_open, s.client->pid, 0);
+	pid_t pid = s.client->fd < 0 ? runtime_pid(name) : s.client->pid;
+	s.pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+	/* Of a VM that ended meanwhile the number may be another process's by now. */
+	if (s.pidfd >= 0 && s.client->fd < 0 && runtime_pid(name) != pid) {
+		close(s.pidfd);
+		s.pidfd = -1;
+		errno = ESRCH;
+	}
 	if (s.pidfd < 0 && errno != ESRCH) {
 		fprintf(stderr, "trapline: stop: cannot watch the process of %s: %s\n", name, strerror(errno));
 		status = 1;
@@ -313,7 +314,7 @@ int command_balloon(int argc, char **argv)
 		return 2;
 	}
 	struct control_client *c;
-	status = reach(&c, name);
+	status = reach(&c, name, false);
 	if (status)
 		return status;
 	struct error err;

@@ -23,6 +23,8 @@ int control_connect(struct control_client *c, const char *name, struct error *er
 		return error_set(err, EAGAIN, "%s is just starting or ending; try again", name);
 	if (c->fd == -ENOENT || c->fd == -EPERM)
 		return c->fd; /* with its sentence */
+	if (c->fd == -ETIMEDOUT)
+		return error_set(err, ETIMEDOUT, "%s does not answer", name);
 	if (c->fd < 0)
 		return error_set(err, -c->fd, "cannot reach %s: %s", name, strerror(-c->fd));
 	struct ucred peer;

@@ -18,6 +18,7 @@
 #define LOCK "lock"
 #define PID "pid"
 #define LOGS ".logs" /* no VM has such a name */
+#define CONNECT_SECONDS 2
 #define CLAIM_TRIES 20 /* of 10 ms: somebody who looks whether a VM is dead holds its lock for a moment */
 
 struct runtime {
@@ -459,6 +460,16 @@ bool runtime_running(const char *name)
 	return true;
 }
 
+pid_t runtime_pid(const char *name)
+{
+	int dir_fd = open_running(name, NULL);
+	if (dir_fd < 0)
+		return 0;
+	pid_t pid = read_pid(dir_fd);
+	close(dir_fd);
+	return pid;
+}
+
 static int unknown_name(const char *name, struct error *err)
 {
 	struct runtime_vm *vms;
@@ -486,9 +497,13 @@ int runtime_connect(const char *name, const char *file, struct error *err)
 	struct sockaddr_un addr = { .sun_family = AF_UNIX };
 	socket_path(NULL, dir_fd, file, addr.sun_path, sizeof(addr.sun_path));
 	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	/* A process that hangs takes connections for as long as its queue has room; then connect would wait for ever. */
+	const struct timeval patience = { .tv_sec = CONNECT_SECONDS };
+	if (fd >= 0)
+		setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
 	int r = fd < 0 || connect(fd, (struct sockaddr *)&addr, sizeof(addr)) < 0 ? -errno : fd;
 	if (r < 0 && fd >= 0)
 		close(fd);
 	close(dir_fd);
-	return r;
+	return r == -EAGAIN ? -ETIMEDOUT : r;
 }

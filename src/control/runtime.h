@@ -50,7 +50,9 @@ struct runtime_vm {
 int runtime_list(struct runtime_vm **out, unsigned *n, struct error *err);
 /* Does a VM of this name run? Its process exists until everything is written back and closed. */
 bool runtime_running(const char *name);
-/* Connect to a socket of a running VM: a descriptor, or -errno; the sentence for an unknown name lists the running ones. */
+/* The process of the running VM of this name; 0: there is none. */
+pid_t runtime_pid(const char *name);
+/* Connect to a socket of a running VM: a descriptor, or -errno (-ETIMEDOUT: its process hangs); the sentence for an unknown name lists the running ones. */
 int runtime_connect(const char *name, const char *file, struct error *err);
 
 #endif

@@ -57,6 +57,7 @@ void stats_vm(const struct stats_sink *s, const struct vm *vm)
 		sum.tlb_misses += a.tlb_misses;
 		/* These are the VM's, and the same for each. */
 		sum.blocks_translated = a.blocks_translated;
+		sum.blocks_cloned = a.blocks_cloned;
 		sum.insns_translated = a.insns_translated;
 		sum.code_flushes = a.code_flushes;
 		sum.code_bytes = a.code_bytes;
@@ -71,6 +72,7 @@ void stats_vm(const struct stats_sink *s, const struct vm *vm)
 	stats_put(s, "accelerator", "", "instructions_stepped", sum.insns_stepped);
 	stats_put(s, "accelerator", "", "tlb_misses", sum.tlb_misses);
 	stats_put(s, "accelerator", "", "blocks_translated", sum.blocks_translated);
+	stats_put(s, "accelerator", "", "blocks_cloned", sum.blocks_cloned);
 	stats_put(s, "accelerator", "", "instructions_translated", sum.insns_translated);
 	stats_put(s, "accelerator", "", "code_flushes", sum.code_flushes);
 	stats_put(s, "accelerator", "", "code_bytes", sum.code_bytes);

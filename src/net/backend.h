@@ -69,7 +69,7 @@ size_t net_gather(void *dst, size_t room, const struct iovec *iov, unsigned n);
 int net_whole_packet(const struct net_header *h, uint8_t *frame, size_t len);
 
 /* Cut a large frame (gso_type TCP or UDP_L4) into packets of at most gso_size bytes of payload with lengths and checksums complete, and
- * give each to fn. `out` has room for a frame. -EINVAL: it is not what its header says; nothing was given. */
+ * give each to fn. `out` has room for a frame. -EINVAL: it is not what its header says, or would be more than 1024; nothing was given. */
 int net_segment(const struct net_header *h, const uint8_t *frame, size_t len, uint8_t *out, void (*fn)(void *opaque, const uint8_t *frame, size_t len),
 		void *opaque);
 

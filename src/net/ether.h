@@ -15,6 +15,7 @@
 #define IP6_HEADER 40
 #define PROTO_TCP 6
 #define PROTO_UDP 17
+#define PROTO_ICMP6 58
 #define TCP_FIN 0x01
 #define TCP_SYN 0x02
 #define TCP_PSH 0x08

@@ -205,6 +205,20 @@ static bool wait_ready(int fd, char *text, size_t room)
 	return true;
 }
 
+/* Its end, or that of our patience. What closes its stderr and goes on is not passt. */
+static bool wait_end(pid_t pid, int *status)
+{
+	uint64_t deadline = clock_ns() + START_TIMEOUT_MS * 1000000ull;
+	for (;;) {
+		pid_t r = waitpid(pid, status, WNOHANG);
+		if (r == pid || (r < 0 && errno != EINTR))
+			return true;
+		if (clock_ns() >= deadline)
+			return false;
+		poll(NULL, 0, 1);
+	}
+}
+
 static int spawn(const char *path, char **argv, int sock, int err_fd, pid_t *pid)
 {
 	posix_spawn_file_actions_t files;
@@ -270,10 +284,11 @@ static int start(const char *path, char **argv, struct error *err)
 	pair[1] = text[1] = -1;
 	int status = 0;
 	bool in_time = wait_ready(text[0], said, sizeof(said));
-	if (!in_time)
+	if (!in_time || !(in_time = wait_end(pid, &status))) {
 		kill(pid, SIGKILL);
-	while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
-		;
+		while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
+			;
+	}
 	if (!in_time) {
 		r = error_set(err, ETIMEDOUT, "--net passt: %s did not get ready within %d seconds; is it passt?", path, START_TIMEOUT_MS / 1000);
 	} else if (!WIFEXITED(status) || WEXITSTATUS(status)) {

@@ -123,13 +123,16 @@ int net_whole_packet(const struct net_header *h, uint8_t *frame, size_t len)
 	return 0;
 }
 
+/* Linux makes at most some 750 (64 KiB by its smallest segment, TCP_MIN_MSS): a single frame shall not keep us busy for long. */
+#define SEGMENTS_MAX 1024
+
 int net_segment(const struct net_header *h, const uint8_t *frame, size_t len, uint8_t *out, void (*fn)(void *opaque, const uint8_t *frame, size_t len),
 		void *opaque)
 {
 	struct layout l;
 	if (len > NET_FRAME_MAX || !h->gso_size || parse_gso(h, frame, len, &l) || l.payload == len)
 		return -EINVAL;
-	if (l.payload - l.ip + h->gso_size > UINT16_MAX)
+	if (l.payload - l.ip + h->gso_size > UINT16_MAX || (len - l.payload) / h->gso_size >= SEGMENTS_MAX)
 		return -EINVAL;
 
 	uint32_t seq = l.proto == PROTO_TCP ? load_be32(frame + l.l4 + 4) : 0;

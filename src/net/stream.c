@@ -189,7 +189,9 @@ bool stream_reserve(struct stream *s, size_t bytes)
 {
 	if (s->fd < 0)
 		return true; /* what comes is lost at once */
-	if (pending(s) + bytes > OUT_SIZE && !s->blocked && !flush(s))
+	if (pending(s) + bytes > OUT_SIZE)
+		stream_flush(s);
+	if (s->fd < 0)
 		return true;
 	if (pending(s) + bytes > OUT_SIZE) {
 		s->refused = true;

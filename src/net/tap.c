@@ -78,13 +78,19 @@ static void watch(struct pair *p)
 static void broken(struct tap *t, int code)
 {
 	log_warn_once(t->broken, "--net tap: %s cannot be used any more: %s; the network stays down", t->ifname, strerror(code));
+	bool owed[MAX_PAIRS];
 	for (unsigned i = 0; i < t->npairs; i++) {
+		owed[i] = t->pair[i].want_out;
 		t->pair[i].attached = false;
 		t->pair[i].want_out = 0;
 		t->pair[i].held = 0;
 		watch(&t->pair[i]);
 	}
 	net_set_link(&t->net, false);
+	for (unsigned i = 0; i < t->npairs; i++) {
+		if (owed[i]) /* its frames are lost from now on, but they need not wait */
+			net_writable(&t->net, i);
+	}
 }
 
 /* --- to the guest --- */

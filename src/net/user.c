@@ -15,6 +15,7 @@
 #include <sys/epoll.h>
 #include <sys/queue.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -23,6 +24,7 @@
 #include "base/log.h"
 #include "net/backend.h"
 #include "net/ether.h"
+#include "net/reassembly.h"
 #include "net/user_options.h"
 #include "vm/loop.h"
 
@@ -58,6 +60,7 @@ struct user_fd {
 	uint32_t wanted;     /* EPOLL bits, in that round */
 	uint32_t registered; /* with the kernel: at least what is wanted; 0: not at all */
 	uint32_t ready;
+	enum { UNKNOWN, LISTENS, TALKS } kind;
 };
 
 struct user_net {
@@ -76,6 +79,7 @@ struct user_net {
 	bool said_sockets, said_held;
 	STAILQ_HEAD(, held_frame) held;
 	size_t held_bytes;
+	struct net_reassembly *reassembly;
 	uint8_t *frame;		/* NET_FRAME_MAX each: the guest's, */
 	uint8_t *segment_in;	/* parts of it, */
 	uint8_t *segment_out;	/* and of libslirp's, which may come while that is taken apart */
@@ -129,6 +133,24 @@ static bool grow(void **array, int *room, int need, size_t size)
 	return true;
 }
 
+static bool is_full(struct user_net *u)
+{
+	if (u->sockets < u->max_sockets)
+		return false;
+	log_warn_once(u->said_sockets, "user network: the guest has %u connections open; new ones are dropped, or wait, until some are closed", u->sockets);
+	return true;
+}
+
+/* A forwarded port: whoever connects there must not take the descriptors of the whole process, nor keep it busy when there are none left. */
+static bool listens(struct user_fd *f, int fd)
+{
+	int on = 0;
+	socklen_t len = sizeof(on);
+	if (f->kind == UNKNOWN)
+		f->kind = getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &on, &len) == 0 && on ? LISTENS : TALKS;
+	return f->kind == LISTENS;
+}
+
 static int on_add_poll(int fd, int events, void *opaque)
 {
 	struct user_net *u = opaque;
@@ -139,7 +161,8 @@ static int on_add_poll(int fd, int events, void *opaque)
 	if (f->round != u->round)
 		f->wanted = 0;
 	f->round = u->round;
-	f->wanted |= to_epoll(events);
+	if (!listens(f, fd) || !is_full(u))
+		f->wanted |= to_epoll(events);
 	u->polls[u->npolls] = fd;
 	return u->npolls++;
 }
@@ -227,8 +250,9 @@ static void on_timer(void *opaque)
 static void on_register(int fd, void *opaque)
 {
 	struct user_net *u = opaque;
-	(void)fd;
 	u->sockets++;
+	if (fd >= 0 && fd < u->nfds)
+		u->fds[fd].kind = UNKNOWN;
 }
 
 /* It is about to be closed. */
@@ -378,20 +402,27 @@ static void user_resume(struct net *n)
 static void input(void *opaque, const uint8_t *frame, size_t len)
 {
 	struct user_net *u = opaque;
-	slirp_input(u->slirp, frame, (int)len);
+	/* libslirp 4.7 writes where the guest says when a fragment comes that is not the first: it never sees any. */
+	if (net_is_fragment(frame, len))
+		frame = net_reassembly_add(u->reassembly, frame, len, &len);
+	if (frame)
+		slirp_input(u->slirp, frame, (int)len);
 }
 
 /* With too many sockets open, what would open another is dropped: TCP's first segments and UDP, of which libslirp forgets old ones. */
 static bool may_pass(struct user_net *u, const uint8_t *f, size_t len)
 {
-	if (u->sockets < u->max_sockets)
+	if (!is_full(u))
 		return true;
-	log_warn_once(u->said_sockets, "user network: the guest has %u connections open; new ones are dropped until it closes some", u->sockets);
 	bool v6 = load_be16(f + 12) == ETHERTYPE_IP6;
+	if (!v6 && load_be16(f + 12) != ETHERTYPE_IP4)
+		return true; /* ARP: without it a guest cannot even close what is open */
 	size_t ip = ETHER_HEADER, l4 = ip + (v6 ? IP6_HEADER : len > ip ? (f[ip] & 15u) * 4 : 0);
 	if (l4 + 20 > len)
 		return false;
 	uint8_t proto = f[ip + (v6 ? 6 : 9)];
+	if (v6 && proto == PROTO_ICMP6)
+		return true; /* neighbour discovery: likewise */
 	return proto == PROTO_TCP && (f[l4 + 13] & (TCP_SYN | TCP_ACK)) != TCP_SYN;
 }
 
@@ -486,6 +517,7 @@ static void user_close(struct net *n)
 	}
 	free(u->fds);
 	free(u->polls);
+	net_reassembly_destroy(u->reassembly);
 	free(u->frame);
 	free(u->segment_in);
 	free(u->segment_out);
@@ -518,11 +550,12 @@ static int user_open(struct net **out, struct keyval *kv, struct loop *loop, str
 	vtimer_init(&u->timer, loop, on_timer, u);
 	u->timer_at = NEVER;
 	u->max_sockets = socket_limit();
+	u->reassembly = net_reassembly_create();
 	u->frame = malloc(NET_FRAME_MAX);
 	u->segment_in = malloc(NET_FRAME_MAX);
 	u->segment_out = malloc(NET_FRAME_MAX);
 	u->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-	if (u->epoll_fd < 0 || !u->frame || !u->segment_in || !u->segment_out) {
+	if (u->epoll_fd < 0 || !u->reassembly || !u->frame || !u->segment_in || !u->segment_out) {
 		r = error_set(err, u->epoll_fd < 0 ? errno : ENOMEM, "%s: cannot start the user network: out of memory or descriptors", kv->option);
 		goto fail;
 	}

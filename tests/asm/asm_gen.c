@@ -1302,7 +1302,7 @@ void asm_gen_program(struct asm_gen *g, uint64_t seed, unsigned size, unsigned f
 		g->kept |= (uint16_t)(1u << g->counter);
 		struct asm_program *p = &g->start;
 		p->user = !(features & ASM_GEN_KERNEL) && !one_in(g, 3);
-		p->base = p->user || one_in(g, 3) ? below(g, 2) : below(g, ASM_BASES);
+		p->base = p->user || one_in(g, 3) ? below(g, 2) : below(g, ASM_BASES_GENERATED);
 		p->clean = one_in(g, 8);
 		p->fill = rnd(g) | 1;
 		/* Anywhere in the code pages; sometimes so that it goes over a page's end. */

@@ -7,7 +7,7 @@
 #define RAM_SIZE (16u << 20)
 
 /* The last two are the kernel's: immediates sign-extend to one of them, the other needs 64 bits. */
-const uint64_t asm_base[ASM_BASES] = { 0x78000000, 0x2a3000000000, 0xffffffff81000000, 0xffff888040000000 };
+const uint64_t asm_base[ASM_BASES] = { 0x78000000, 0x2a3000000000, 0xffffffff81000000, 0xffff888040000000, 0x5555deadb000 };
 
 /* Supervisor's pages, at the same gva and gpa. */
 enum { GDT = 0x1000, IDT = 0x2000, TSS = 0x3000, HANDLERS = 0x4000, SYSCALL_ENTRY = 0x4800, IST_PAGE = 0x8000, IST_TOP = 0x9000, TABLES = 0x100000 };

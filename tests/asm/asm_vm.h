@@ -25,8 +25,12 @@
 #define ASM_STACK_PAGES 4
 #define ASM_SPAN 0x400000u
 
-/* Where the layout is mapped: the first two can be had natively too. All at once; a program is run at one of them. */
-#define ASM_BASES 4
+/* Where the layout is mapped: the first two can be had natively too. All at once; a program is run at one of them. The last one is
+ * where programs made for ASM_BASE_MOVES are run once more: the translator copies what it has of them (accel/dbt/clone.c). */
+#define ASM_BASES 5
+#define ASM_BASES_GENERATED 4
+#define ASM_BASE_MOVES 1
+#define ASM_BASE_MOVED 4
 extern const uint64_t asm_base[ASM_BASES];
 static inline bool asm_base_native(unsigned base)
 {

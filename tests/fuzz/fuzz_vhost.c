@@ -169,8 +169,10 @@ static void one_ring(void)
 		switch (pick(10)) {
 		case 0: guest_takes(); break;
 		case 1:
-			if (!pick(20))
+			if (!pick(20)) {
 				shadow_restart(&dev.s);
+				shadow_forward(&dev.s);
+			}
 			break;
 		case 2:
 			if (!pick(40))
@@ -242,7 +244,7 @@ static void one_conversation(void)
 		if (!v->max_queues)
 			fail("a back end without queues was accepted");
 		if (v->ops->get_config(v, config, sizeof(config)) == 0 && v->ops->set_features(v, v->features) == 0 &&
-		    v->ops->set_memory(v, &region, 1, 1) == 0 && v->ops->start_ring(v, &ring) == 0)
+		    v->ops->set_memory(v, &region, 1) == 0 && v->ops->start_ring(v, &ring) == 0)
 			v->ops->stop_ring(v, ring.index);
 		v->ops->close(v);
 	}

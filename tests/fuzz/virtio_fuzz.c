@@ -177,8 +177,8 @@ static void add_chain(struct vfuzz *f, bool indirect)
 	publish(f, q, &(struct vbuf){ gpa, 16 * n, false }, 1, VDESC_INDIRECT);
 }
 
-/* One descriptor as the input says, byte by byte. */
-static void add_noise(struct vfuzz *f)
+/* One descriptor as the input says, byte by byte. `next` says where in a split ring it goes on, if its flags say that it does. */
+static void add_noise(struct vfuzz *f, unsigned next)
 {
 	unsigned q = pick_queue(f);
 	struct vring *r = &f->b.ring[q];
@@ -187,7 +187,11 @@ static void add_noise(struct vfuzz *f)
 	uint64_t addr = vfuzz_u64(f);
 	if (addr & 1)
 		addr = BUFFERS + (addr & 0xffff);
-	publish(f, q, &(struct vbuf){ addr, vfuzz_u32(f), false }, 1, vfuzz_u8(f) & 7);
+	unsigned at = r->used % r->size; /* as publish */
+	uint32_t len = vfuzz_u32(f); /* one statement a read: compilers disagree on the order of arguments */
+	publish(f, q, &(struct vbuf){ addr, len, false }, 1, vfuzz_u8(f) & 7);
+	if (!r->packed && next)
+		vbench_desc(&f->b, q, at)->fourth = (uint16_t)(next == 15 ? UINT16_MAX : (at + next - 1) % (r->size + 1));
 }
 
 /* --- mischief --- */
@@ -213,23 +217,31 @@ static void registers(struct vfuzz *f)
 	case 0:
 		virtq_set_size(d, q, vfuzz_u16(f));
 		break;
-	case 1:
-		virtq_set_addr(d, q, (enum virtq_area)(vfuzz_u8(f) % 3), vfuzz_u8(f) & 1, vfuzz_u32(f));
+	case 1: {
+		enum virtq_area area = (enum virtq_area)(vfuzz_u8(f) % 3);
+		bool high = vfuzz_u8(f) & 1;
+		virtq_set_addr(d, q, area, high, vfuzz_u32(f));
 		break;
+	}
 	case 2:
 		virtq_enable(d, q);
 		break;
 	case 3:
 		virtio_set_status(d, vfuzz_u8(f));
 		break;
-	case 4:
-		virtio_accept(d, vfuzz_u8(f), vfuzz_u32(f));
+	case 4: {
+		unsigned word = vfuzz_u8(f);
+		virtio_accept(d, word, vfuzz_u32(f));
 		break;
-	case 5:
-		virtio_config_read(d, vfuzz_u16(f), 1 + vfuzz_u8(f) % 8);
+	}
+	case 5: {
+		unsigned offset = vfuzz_u16(f);
+		virtio_config_read(d, offset, 1 + vfuzz_u8(f) % 8);
 		break;
+	}
 	case 6: {
-		unsigned offset = vfuzz_u8(f), size = 1u << vfuzz_u8(f) % 4;
+		unsigned offset = vfuzz_u8(f);
+		unsigned size = 1u << vfuzz_u8(f) % 4;
 		virtio_config_write(d, offset, size, vfuzz_u64(f));
 		break;
 	}
@@ -245,7 +257,14 @@ static void reset_queue(struct vfuzz *f)
 	if (q >= f->b.d->nqueues)
 		return;
 	virtq_reset(f->b.d, q);
-	set_up_queue(f, q, 1u << vfuzz_u8(f) % 7);
+	uint8_t how = vfuzz_u8(f);
+	if (how & 0x80) { /* of a size and at an address that may not do */
+		vbench_queue(&f->b, q, 1 + (how & 0x3f));
+		virtq_set_addr(f->b.d, q, (enum virtq_area)(how % 3), how & 0x40, (uint32_t)f->b.ring[q].desc + (how & 15));
+		virtq_enable(f->b.d, q);
+		return;
+	}
+	set_up_queue(f, q, 1u << how % 7);
 }
 
 static bool is_reset(void *opaque)
@@ -256,6 +275,8 @@ static bool is_reset(void *opaque)
 /* However it was treated: after a reset it works. */
 static void must_recover(struct vfuzz *f)
 {
+	if (vfuzz_target.recover)
+		vfuzz_target.recover(f);
 	virtio_set_status(f->b.d, 0);
 	if (!is_reset(f) && !vbench_loop(&f->b, RESET_MS, is_reset, f))
 		vbench_fail("the device does not come back from a reset");
@@ -287,7 +308,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		vbench_fail("the target made no device");
 	start(&f);
 	for (unsigned i = 0; i < OPS_MAX && f.size; i++) {
-		switch (vfuzz_u8(&f) % 16) {
+		uint8_t op = vfuzz_u8(&f);
+		switch (op % 16) {
 		case 0:
 		case 1:
 		case 2:
@@ -299,7 +321,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 			add_chain(&f, true);
 			break;
 		case 6:
-			add_noise(&f);
+			add_noise(&f, op >> 4);
 			break;
 		case 7:
 		case 8:
@@ -329,9 +351,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	}
 	must_recover(&f);
 	/* What is behind the device needs the loop to the end. */
-	virtio_connect(f.b.d, &(struct virtio_interrupt){ 0 });
-	f.b.d->ops->destroy(f.b.d);
-	f.b.d = NULL;
+	vbench_destroy(&f.b);
 	if (vfuzz_target.close)
 		vfuzz_target.close(&f);
 	vbench_close(&f.b);

@@ -34,6 +34,8 @@ struct vfuzz_target {
 	void (*request)(struct vfuzz *f, unsigned q, uint8_t *bytes, unsigned len);
 	/* Something happens behind the device: a packet comes, a peer goes. Optional. */
 	void (*event)(struct vfuzz *f);
+	/* Before the last reset: let what is in flight end. Optional, as the event loop runs then. */
+	void (*recover)(struct vfuzz *f);
 	/* Features that are refused if the others are not there do not get fuzzed far: those to insist on. */
 	uint64_t features;
 };

@@ -1,6 +1,8 @@
 """The command line: help, version, doctor, and the sentence for every mistake."""
 import os
 import re
+import shutil
+import subprocess
 
 import pytest
 
@@ -33,6 +35,23 @@ def test_help_run(args):
     assert result.status == 0
     for option in "accel kernel initrd append memory cpus serial no-reboot".split():
         assert f"--{option}" in result.out
+
+
+def test_snapshots(tmp_path):
+    image = str(tmp_path / "image.qcow2")
+    if not shutil.which("qemu-img"):
+        pytest.skip("no qemu-img on this host (Debian: qemu-utils)")
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, "1M"], check=True)
+    result = run("snapshots", image)
+    assert result.status == 0 and "no snapshots" in result.out, result
+    subprocess.run(["qemu-img", "snapshot", "-c", "before", image], check=True)
+    result = run("snapshots", image)
+    assert result.status == 0 and re.search(r"^1 +before ", result.out, re.M), result
+    with open(image, "wb") as f:
+        f.write(b"no image")
+    result = run("snapshots", image)
+    assert result.status == 1 and "is not a qcow2 image" in result.err, result
+    refused(run("snapshots"), "FILE is missing")
 
 
 @pytest.mark.parametrize("args", [["help", "doctor"], ["doctor", "--help"]])

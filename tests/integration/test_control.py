@@ -88,6 +88,8 @@ def test_nothing_runs(runtime):
     (["run", "--kernel", "x", "--name", ""], "--name : not a name"),
     (["run", "--kernel", "x", "--name", "../x"], "--name ../x: not a name"),
     (["run", "--kernel", "x", "--detach", "--serial", "stdio"], "--detach: a VM in the background has no standard input"),
+    (["run", "--kernel", "x", "--detach", "--console", "stdio"], "--detach: a VM in the background has no terminal for --console stdio"),
+    (["run", "--kernel", "x", "--detach", "--port", "a=stdio"], "--detach: a VM in the background has no terminal for --port a=stdio"),
     (["run", "--kernel", "x", "--rng", "maybe"], "--rng maybe: write --rng on or --rng off"),
     (["run", "--kernel", "x", "--disk", ""], "--disk is empty"),
     (["run", "--kernel", "/nonexistent", "--detach"], "--kernel /nonexistent: there is no such file"),
@@ -148,10 +150,37 @@ def test_stop_by_force(runtime, tmp_path, any_accel):
     # A VMM that is itself hung.
     vm.process.send_signal(signal.SIGSTOP)
     assert run("ls").out.splitlines()[1].split()[2:4] == ["no", "answer"]
+    # So many have asked it already that the next one finds no room in the queue of its socket.
+    asked = []
+    for _ in range(40):
+        asked.append(socket.socket(socket.AF_UNIX))
+        asked[-1].setblocking(False)
+        try:
+            asked[-1].connect(str(runtime / "deaf" / "control.sock"))
+        except BlockingIOError:
+            break
+    else:
+        pytest.fail("its queue has no end")
+    assert run("ls").out.splitlines()[1].split()[2:4] == ["no", "answer"]
+    result = run("stats", "deaf")
+    assert result.status == 1 and result.err == "trapline: deaf does not answer\n", result
     result = run("stop", "deaf", "--force", timeout=PATIENCE)
     assert result.status == 0 and "killing its process" in result.err, result
     assert vm.status() == -signal.SIGKILL
     assert list(runtime.iterdir()) == []
+
+
+def test_signal_while_it_is_built(runtime, tmp_path, any_accel):
+    """Building may wait for others: here for an NBD server that says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(PATIENCE)
+        vm = Vm(any_accel, tmp_path, "waiting", DEAF, "--disk", f"nbd://127.0.0.1:{server.getsockname()[1]}/x")
+        with server.accept()[0]:
+            start = time.monotonic()
+            vm.process.send_signal(signal.SIGINT)
+            assert vm.status() == 128 + signal.SIGINT
+            assert time.monotonic() - start < 3 * SLOW
+    assert names() == []
 
 
 def test_leftovers_of_a_killed_one(runtime, tmp_path, any_accel):

@@ -116,8 +116,8 @@ def free_port():
 @pytest.mark.parametrize("cpus, net", [
     (1, "user"),
     (4, "user,queues=2"),
-    (2, "user,packed=off,mtu=1500,net=192.168.76.0/24"),
-    (2, "user,packed=off,queues=4"),
+    (2, "user,ring=split,mtu=1500,net=192.168.76.0/24"),
+    (2, "user,ring=split,queues=4"),
 ], ids=["1cpu", "4cpus-2queues", "split-1500", "split-4queues"])
 def test_down_and_up(accel, tmp_path, server, cpus, net):
     """DHCP, the gateway's ping, some megabytes in both directions, several connections at once."""

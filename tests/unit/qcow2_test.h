@@ -113,6 +113,16 @@ static inline void read_all(struct block *b, const uint8_t *model, uint64_t size
 	free(buf);
 }
 
+/* Zeroes with flags, which must be there before a thread looks at them. */
+static inline void queue_zeroes(struct block *b, struct sync_request *s, uint64_t offset, uint64_t len, bool unmap)
+{
+	*s = (struct sync_request){ 0 };
+	s->r = (struct block_request){
+		.op = BLOCK_WRITE_ZEROES, .flags = unmap ? BLOCK_MAY_UNMAP : 0, .offset = offset, .len = len, .done = sync_done, .opaque = s
+	};
+	block_submit(b, &s->r);
+}
+
 #define OPS_READ 1u
 #define OPS_WRITE 2u
 #define OPS_ZERO 4u

@@ -171,7 +171,7 @@ static void many(enum aio_engine engine)
 	bench_run(&b);
 	for (unsigned i = 0; i < N; i++) {
 		ch[i] = (struct chain){ .a = a, .left = 3, .v = { &ch[i].byte, 1 } };
-		ch[i].c.job = (struct aio_job){ .op = AIO_WRITE, .fd = fd, .offset = i, .len = 1, .iov = &ch[i].v, .niov = 1, .done = chain_done, .opaque = &ch[i] };
+		ch[i].c.job = (struct aio_job){ .op = AIO_WRITE, .flags = i % 3 ? AIO_CACHED : 0, .fd = fd, .offset = i, .len = 1, .iov = &ch[i].v, .niov = 1, .done = chain_done, .opaque = &ch[i] };
 		aio_submit(a, &ch[i].c.job);
 	}
 	aio_kick(a);
@@ -289,6 +289,12 @@ static void work(enum aio_engine engine)
 	}
 BOTH(transfers)
 BOTH(many)
+static void many_auto(void **unused)
+{
+	(void)unused;
+	many(AIO_AUTO);
+}
+
 BOTH(leavers)
 BOTH(work)
 
@@ -334,7 +340,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(transfers_uring), cmocka_unit_test(transfers_threads), cmocka_unit_test(many_uring),	cmocka_unit_test(many_threads),
 		cmocka_unit_test(leavers_uring),   cmocka_unit_test(leavers_threads),	cmocka_unit_test(work_uring),	cmocka_unit_test(work_threads),
-		cmocka_unit_test(refused),
+		cmocka_unit_test(refused),	   cmocka_unit_test(many_auto),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

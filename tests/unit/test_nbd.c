@@ -303,6 +303,16 @@ static void nbdkit_block_sizes(void **state)
 	assert_int_equal(block_nbd.pread(&t->node, back, 100, 4096 + 4050), 0);
 	assert_memory_equal(back, data + 4050, 100);
 	assert_int_equal(io_run(t, BLOCK_WRITE, data, 512, 512, 0), -EINVAL);
+	assert_true(t->node.info.whole_blocks);
+	/* An overlay reads sectors. */
+	uint8_t sectors[5 * 512];
+	assert_int_equal(io_run(t, BLOCK_READ, sectors, sizeof(sectors), 4096 + 3 * 512, 0), 0);
+	assert_memory_equal(sectors, data + 3 * 512, sizeof(sectors));
+	static uint8_t large[3 * MIB], again[3 * MIB - 1024];
+	fill(large, sizeof(large), 9);
+	assert_int_equal(io_run(t, BLOCK_WRITE, large, sizeof(large), 1 * MIB, 0), 0);
+	assert_int_equal(io_run(t, BLOCK_READ, again, sizeof(again), 1 * MIB + 512, 0), 0);
+	assert_memory_equal(again, large + 512, sizeof(again));
 }
 
 static void qemu_nbd_raw(void **state)

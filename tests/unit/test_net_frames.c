@@ -5,6 +5,7 @@
 #include "devtest.h"
 #include "net/backend.h"
 #include "net/ether.h"
+#include "net/reassembly.h"
 
 static uint16_t slow_sum(const uint8_t *p, size_t len, uint32_t sum)
 {
@@ -199,6 +200,12 @@ static void segments(void **state)
 			check_packet(f, len, s.v6, s.udp, s.vlan);
 		}
 	}
+	/* A frame that would keep us busy for long: not at all. */
+	struct sink s = { .udp = true, .payload = 1024, .mss = 1 };
+	struct net_header h = gso(false, true, 1);
+	assert_int_equal(net_segment(&h, f, large(f, false, true, false, 1023), out, on_segment, &(struct sink){ .udp = true, .payload = 1023, .mss = 1 }), 0);
+	assert_int_equal(net_segment(&h, f, large(f, false, true, false, 1024), out, on_segment, &s), -EINVAL);
+	assert_int_equal(s.packets, 0);
 }
 
 static void never(void *opaque, const uint8_t *frame, size_t len)
@@ -375,6 +382,118 @@ static void hostile(void **state)
 	}
 }
 
+struct order {
+	uint8_t frame[8][1100];
+	size_t len[8];
+	unsigned n;
+};
+
+static void on_part(void *opaque, const uint8_t *f, size_t len)
+{
+	struct order *o = opaque;
+	memcpy(o->frame[o->n], f, len);
+	o->len[o->n++] = len;
+}
+
+/* Fragments in any order become the packet again; and those of several datagrams are told apart. */
+static void reassembly(void **state)
+{
+	(void)state;
+	static uint8_t f[NET_FRAME_MAX], out[NET_FRAME_MAX];
+	struct net_reassembly *r = net_reassembly_create();
+	size_t whole;
+	for (unsigned round = 0; round < 300; round++) {
+		size_t payload = 1200 + (size_t)rand() % 4000, len = large(f, false, true, false, payload);
+		store_be16(f + 16, (uint16_t)(len - 14));
+		store_be16(f + 18, (uint16_t)round);
+		struct order o = { .n = 0 };
+		assert_int_equal(net_fragment(f, len, 1006, out, on_part, &o), 0);
+		bool used[8] = { false };
+		for (unsigned k = 0; k < o.n; k++) {
+			unsigned i = (unsigned)rand() % o.n;
+			while (used[i])
+				i = (i + 1) % o.n;
+			used[i] = true;
+			assert_true(net_is_fragment(o.frame[i], o.len[i]));
+			/* Another datagram in between, never complete. */
+			uint8_t other[1100];
+			memcpy(other, o.frame[i], o.len[i]);
+			store_be16(other + 18, (uint16_t)(round + 1000));
+			if (k == 0)
+				assert_null(net_reassembly_add(r, other, o.len[i], &whole));
+			const uint8_t *w = net_reassembly_add(r, o.frame[i], o.len[i], &whole);
+			if (k + 1 < o.n) {
+				assert_null(w);
+				continue;
+			}
+			assert_non_null(w);
+			assert_int_equal(whole, len);
+			assert_int_equal(load_be16(w + 16), len - 14);
+			assert_false(net_is_fragment(w, whole));
+			assert_int_equal(slow_sum(w + 14, 20, 0), 0xffff);
+			assert_memory_equal(w + 34, f + 34, len - 34);
+		}
+	}
+	net_reassembly_destroy(r);
+}
+
+/* One fragment: offset and length in bytes; `end`: it says that it is the last. */
+static const uint8_t *fragment(struct net_reassembly *r, size_t at, size_t n, bool end, size_t *whole)
+{
+	static uint8_t f[NET_FRAME_MAX];
+	large(f, false, true, false, 100);
+	store_be16(f + 16, (uint16_t)(20 + n));
+	store_be16(f + 20, (uint16_t)(at / 8 + (end ? 0 : 0x2000)));
+	return net_reassembly_add(r, f, 34 + n, whole);
+}
+
+static void deceitful_fragments(void **state)
+{
+	(void)state;
+	struct net_reassembly *r = net_reassembly_create();
+	size_t whole;
+	/* Overlap spoils all: what was there is forgotten, and the rest makes no packet. */
+	assert_null(fragment(r, 0, 800, false, &whole));
+	assert_null(fragment(r, 792, 800, false, &whole));
+	assert_null(fragment(r, 800, 80, true, &whole));
+	assert_non_null(fragment(r, 0, 800, false, &whole)); /* together with the last one of before */
+	/* Two ends; an end before what is there; data behind the end that makes the sum right. */
+	assert_null(fragment(r, 800, 8, true, &whole));
+	assert_null(fragment(r, 1600, 8, true, &whole));
+	assert_null(fragment(r, 0, 1600, false, &whole));
+	assert_null(fragment(r, 0, 8, true, &whole));
+	assert_null(fragment(r, 0, 8, false, &whole));
+	assert_null(fragment(r, 80, 8, false, &whole));
+	assert_null(fragment(r, 16, 0, true, &whole));
+	assert_null(fragment(r, 16, 8, true, &whole));
+	/* Too far, of an odd size, empty; and none that lies about its length. */
+	assert_null(fragment(r, 65528, 7, true, &whole));
+	assert_null(fragment(r, 0x1fff * 8, 4000, true, &whole));
+	assert_null(fragment(r, 8, 7, false, &whole));
+	assert_null(fragment(r, 0, 0, false, &whole));
+	uint8_t f[200];
+	large(f, false, true, false, 100);
+	store_be16(f + 20, 0x2000);
+	store_be16(f + 16, 1000);
+	assert_null(net_reassembly_add(r, f, 142, &whole));
+	store_be16(f + 16, 19);
+	assert_null(net_reassembly_add(r, f, 142, &whole));
+	f[14] = 0x4f;
+	store_be16(f + 16, 28);
+	assert_null(net_reassembly_add(r, f, 42, &whole));
+	/* Noise ends, and stays inside. */
+	for (unsigned i = 0; i < 50000; i++) {
+		size_t len = large(f, false, true, false, (size_t)rand() % 100);
+		store_be16(f + 16, (uint16_t)(len - 14));
+		store_be16(f + 18, (uint16_t)(rand() % 6));
+		store_be16(f + 20, (uint16_t)(rand() % 4 ? rand() % 16 | (rand() & 0x2000) : rand()));
+		const uint8_t *w = net_reassembly_add(r, f, len, &whole);
+		if (w)
+			assert_true(whole <= NET_FRAME_MAX && load_be16(w + 16) == whole - 14);
+	}
+	net_reassembly_destroy(r);
+}
+
 int main(void)
 {
 	srand(1);
@@ -384,6 +503,8 @@ int main(void)
 		cmocka_unit_test(segments),
 		cmocka_unit_test(large_frame),
 		cmocka_unit_test(fragments),
+		cmocka_unit_test(reassembly),
+		cmocka_unit_test(deceitful_fragments),
 		cmocka_unit_test(hostile),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -9,6 +9,7 @@
 #include <sys/un.h>
 #include <sys/wait.h>
 
+#include "net/stream.h"
 #include "nettest.h"
 
 static char dir[] = "/tmp/trapline-net-XXXXXX";
@@ -378,6 +379,87 @@ static void test_qemu(void **state)
 	with_qemu("connect", "server=on");
 }
 
+/* A large frame is cut for the peer, as a whole or not at all; one that would become thousands is dropped. */
+static void test_large_frame(void **state)
+{
+	(void)state;
+	struct card *c = listening();
+	static uint8_t frame[54 + 30000], got[2000];
+	memcpy(frame + 6, CARD_MAC, 6);
+	frame[12] = 8;
+	frame[14] = 0x45, frame[22] = 64, frame[23] = IPPROTO_TCP;
+	frame[16] = (sizeof(frame) - 14) >> 8, frame[17] = (uint8_t)(sizeof(frame) - 14);
+	frame[46] = 0x50;
+	for (size_t i = 0; i < 30000; i++)
+		frame[54 + i] = (uint8_t)(i * 13 >> 2);
+	int fd = peer_connect();
+	assert_true(card_wait_link(c, true));
+	struct net_header h = { .flags = NET_NEEDS_CSUM, .gso_type = NET_GSO_TCP4, .hdr_len = 54, .gso_size = 1448, .csum_start = 34, .csum_offset = 16 };
+	const struct iovec iov = { frame, sizeof(frame) };
+	card_lock(c);
+	assert_true(net_send(c->net, 0, &h, &iov, 1));
+	net_flush(c->net);
+	card_unlock(c);
+	for (size_t at = 0; at < 30000;) {
+		size_t n = 30000 - at < 1448 ? 30000 - at : 1448;
+		assert_true(peer_read(fd, got, 4 + 54 + n));
+		assert_int_equal(ntohl(*(uint32_t *)got), 54 + n);
+		assert_memory_equal(got + 4 + 54, frame + 54 + at, n);
+		at += n;
+	}
+	h.gso_size = 1;
+	card_lock(c);
+	assert_true(net_send(c->net, 0, &h, &iov, 1));
+	net_flush(c->net);
+	card_unlock(c);
+	assert_int_equal(card_stats(c).tx_dropped, 1);
+	close(fd);
+	card_close(c);
+}
+
+static void on_stream_closed(void *opaque, const char *why)
+{
+	(void)opaque;
+	fail_msg("closed: %s", why);
+}
+
+/* To make room, a part of what is kept was written; the rest of it follows when the peer reads, whoever asks for more meanwhile or not. */
+static void test_rest_follows(void **state)
+{
+	(void)state;
+	static const struct stream_ops ops = { .closed = on_stream_closed };
+	static uint8_t drain[1 << 16];
+	struct bench b;
+	struct stream s;
+	int pair[2], size = 16 << 10;
+	bench_start(&b);
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair), 0);
+	assert_int_equal(setsockopt(pair[0], SOL_SOCKET, SO_SNDBUF, &size, sizeof(size)), 0);
+	assert_int_equal(stream_init(&s, b.loop, &ops, NULL), 0);
+	assert_int_equal(stream_start(&s, pair[0]), 0);
+	size_t want = 0;
+	for (; want < 9000; want += 1000)
+		assert_int_equal(send(pair[0], drain, 1000, 0), 1000);
+	for (unsigned i = 0; i < 30; i++, want += 1004)
+		assert_int_equal(stream_send(&s, &(struct iovec){ drain, 1000 }, 1), STREAM_SENT);
+	assert_true(stream_reserve(&s, STREAM_RESERVE_MAX - 20000));
+	assert_true(s.blocked);
+	assert_in_range(s.out_end - s.out_start, 1, 20000);
+	bench_run(&b);
+	size_t got = 0;
+	for (int i = 0; i < 2000 && got < want; i++) {
+		ssize_t n = recv(pair[1], drain, sizeof(drain), 0);
+		got += n > 0 ? (size_t)n : 0;
+		if (n <= 0)
+			bench_sleep_us(1000);
+	}
+	assert_int_equal(got, want);
+	bench_halt(&b);
+	stream_fini(&s);
+	close(pair[1]);
+	bench_stop(&b);
+}
+
 static void refuse(const char *value, const char *words)
 {
 	struct card c;
@@ -425,7 +507,9 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_one_peer, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_reconnect, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_tcp, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_large_frame, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_qemu, setup, teardown),
+		cmocka_unit_test(test_rest_follows),
 		cmocka_unit_test_setup_teardown(test_mistakes, setup, teardown),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -2,9 +2,11 @@
  * --net user against real sockets of this host: a guest of a few functions (ARP, DHCP, TCP, UDP by hand) on one side, the kernel's on the other.
  */
 #include <arpa/inet.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <stdio.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 
 #include "net/ether.h"
@@ -393,6 +395,22 @@ static void large_frames(void **state)
 		assert_int_equal(recvfrom(udp, got, sizeof(got), 0, (struct sockaddr *)&from, &fromlen), sizes[i]);
 		assert_memory_equal(got, data + at, sizes[i]);
 	}
+	/* Fragments, the last one first: libslirp does not survive that on its own. */
+	for (int i = 1; i >= 0; i--) {
+		static const uint16_t where[] = { 0x2000, 1000 / 8 };
+		size_t n = i ? 8 + 2500 - 1000 : 1000;
+		static uint8_t part[3000];
+		memcpy(part, f, 34);
+		memcpy(part + 34, f + 34 + (i ? 1000 : 0), n);
+		store_be16(part + 16, (uint16_t)(20 + n));
+		store_be16(part + 20, where[i]);
+		store_be16(part + 24, 0);
+		store_be16(part + 24, (uint16_t)~sum16(part + 14, 20, 0));
+		assert_true(card_send(&g.c, part, 34 + n));
+	}
+	host_wait(udp, POLLIN);
+	assert_int_equal(recvfrom(udp, got, sizeof(got), 0, (struct sockaddr *)&from, &fromlen), 2500);
+	assert_memory_equal(got, data, 2500);
 	/* And an answer. */
 	assert_int_equal(sendto(udp, "pong", 4, 0, (struct sockaddr *)&from, fromlen), 4);
 	struct packet back;
@@ -637,12 +655,49 @@ static void options(void **state)
 	}
 }
 
+static unsigned open_descriptors(void)
+{
+	unsigned n = 0;
+	for (int fd = 0; fd < 1024; fd++)
+		n += fcntl(fd, F_GETFD) >= 0;
+	return n;
+}
+
+/* Who knocks at a forwarded port again and again gets so many connections, and leaves the process the rest of its descriptors. */
+static void crowd(void **state)
+{
+	(void)state;
+	struct card c;
+	char spec[64];
+	struct rlimit before, few = { .rlim_cur = 64 };
+	uint16_t port = free_port(SOCK_STREAM);
+	snprintf(spec, sizeof(spec), "user,hostfwd=tcp:127.0.0.1:%u-:22", port);
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
+	few.rlim_max = before.rlim_max;
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &few), 0);
+	card_must_open(&c, spec);
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
+	unsigned ours = open_descriptors();
+	struct sockaddr_in in = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK), .sin_port = htons(port) };
+	int fd[80];
+	for (unsigned i = 0; i < 80; i++) {
+		fd[i] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+		connect(fd[i], (struct sockaddr *)&in, sizeof(in));
+		bench_sleep_us(5000);
+	}
+	unsigned theirs = open_descriptors() - ours - 80;
+	assert_in_range(theirs, 16, 40);
+	for (unsigned i = 0; i < 80; i++)
+		close(fd[i]);
+	card_close(&c);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(dhcp),	     cmocka_unit_test(outward),	      cmocka_unit_test(large_frames), cmocka_unit_test(inward),
 		cmocka_unit_test(restricted), cmocka_unit_test(back_pressure), cmocka_unit_test(larger_than_mtu),
-		cmocka_unit_test(options),
+		cmocka_unit_test(options),    cmocka_unit_test(crowd),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

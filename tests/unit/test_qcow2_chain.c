@@ -45,9 +45,10 @@ static void chains(void **unused)
 			struct block *b = open_disk(&t, in_dir(&t, "top"), round ? "aio=threads" : "");
 			if (!round)
 				read_all(b, now, size);
-			random_ops(b, now, size, OPS_ALL, 300, 50 + i + round);
+			random_ops(b, now, size, OPS_ALL, 250, 50 + i + round);
 			block_close(b);
-			compare(&t, "top", now, size);
+			if (round)
+				compare(&t, "top", now, size);
 		}
 		free(now);
 	}
@@ -134,10 +135,10 @@ static void snapshots(void **unused)
 	assert_int_equal(try_open(&t, &b, in_dir(&t, "image"), "snapshot=three"), -ENOENT);
 	assert_non_null(strstr(t.err.text, "one, two"));
 	FILE *list = fopen(in_dir(&t, "list"), "w");
-	assert_int_equal(qcow2_list_snapshots(in_dir(&t, "image"), list, &t.err), 0);
+	assert_int_equal(block_list_snapshots(in_dir(&t, "image"), list, &t.err), 0);
 	fclose(list);
 	must(&t, sh(&t, "cat list && grep -q '^1  *one ' list && grep -q '^2  *two ' list"), "the list");
-	assert_int_not_equal(qcow2_list_snapshots(in_dir(&t, "raw"), stderr, &t.err), 0);
+	assert_int_not_equal(block_list_snapshots(in_dir(&t, "raw"), stderr, &t.err), 0);
 	/* Deleting them afterwards frees what we left of them. */
 	must(&t, sh(&t, "qemu-img snapshot -d one image && qemu-img snapshot -d two image"), "delete");
 	must(&t, check(&t, "image"), "after deleting snapshots");
@@ -196,7 +197,7 @@ static void refusals(void **unused)
 	refused(&t, "sub", "ro", "extended L2 entries");
 	must(&t, sh(&t, "qemu-img create -q -f qcow2 -o data_file=data ext 1M"), "create");
 	refused(&t, "ext", "ro", "external data file");
-	must(&t, sh(&t, "qemu-img create -q -f qcow2 --object secret,id=s,data=abc -o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10 luks 1M"), "create");
+	must(&t, sh(&t, "qemu-img create -q -f qcow2 luks 1M && printf '\\2' | dd of=luks bs=1 seek=35 conv=notrunc"), "crypt method");
 	refused(&t, "luks", "ro", "encrypted");
 	/* An incompatible bit that nobody knows, 7, with a name and without. */
 	must(&t, sh(&t, "qemu-img create -q -f qcow2 unknown 1M && printf '\\200' | dd of=unknown bs=1 seek=79 conv=notrunc"), "bit");
@@ -223,6 +224,16 @@ static void refusals(void **unused)
 	refused(&t, "vmdk", "", "vmdk");
 	refused(&t, "loop", "ro", "circle");
 	refused(&t, "json", "", "json:");
+	/* 2^32 refcounts in holes, to be counted anew at opening: the refcount table is the second cluster. */
+	must(&t, sh(&t, "qemu-img create -q -f qcow2 -o cluster_size=2M,refcount_bits=1 holes 1M && truncate -s 1G holes && "
+			"printf '\\1' | dd of=holes bs=1 seek=79 conv=notrunc"), "holes");
+	int fd = open(in_dir(&t, "holes"), O_WRONLY);
+	for (uint64_t i = 16; i < 272; i++) {
+		uint64_t entry = __builtin_bswap64(i << 21);
+		assert_int_equal(pwrite(fd, &entry, 8, (off_t)((2 << 20) + 8 * i)), 8);
+	}
+	close(fd);
+	refused(&t, "holes", "", "cannot be repaired");
 	/* qemu-img makes none without a format any more; the extension is taken out. */
 	must(&t, sh(&t, "qemu-img create -q -u -f qcow2 -b raw -F raw nofmt 1M && printf '\\0\\0\\0\\1' | dd of=nofmt bs=1 seek=112 conv=notrunc && "
 			"qemu-img info -U nofmt"), "no format");

@@ -78,9 +78,10 @@ static void child(struct block_bench *t, const char *keys, struct shared *sh_, u
 				mine[first + k] = v;
 				__atomic_store_n(&sh_->submitted[first + k], v, __ATOMIC_SEQ_CST);
 			}
-			queue_io(b, &c.s[used], zero ? BLOCK_WRITE_ZEROES : BLOCK_WRITE, first * BLOCK, zero ? NULL : c.memory[used], n * BLOCK);
 			if (zero)
-				c.s[used].r.flags = rnd(&state) % 2 ? BLOCK_MAY_UNMAP : 0;
+				queue_zeroes(b, &c.s[used], first * BLOCK, n * BLOCK, rnd(&state) % 2);
+			else
+				queue_io(b, &c.s[used], BLOCK_WRITE, first * BLOCK, c.memory[used], n * BLOCK);
 			used++;
 		}
 		block_drain(b);

@@ -254,6 +254,33 @@ static void connection_lost(void **state)
 	round_trip(f, 4);
 }
 
+/* More in flight than the shadow has room for when the connection ends: what is still in the guest's ring must not be forgotten. */
+static void connection_lost_while_full(void **state)
+{
+	struct fixture *f = *state;
+	enum { CHAINS = 20, PARTS = 64 };
+	open_device(f, VBENCH_SPLIT);
+	f->p.fault = PEER_HOLD;
+	struct vbuf bufs[PARTS];
+	for (unsigned i = 0; i < CHAINS; i++) {
+		for (unsigned k = 0; k < PARTS; k++)
+			bufs[k] = (struct vbuf){ k == 0 ? f->header : k + 1 < PARTS ? f->data + 16 * k : f->status, k + 1 < PARTS ? 16 : 1, k > 0 };
+		vbench_add_indirect(&f->b, 0, bufs, PARTS);
+		vbench_kick(&f->b, 0);
+	}
+	vbench_loop(&f->b, 50, NULL, NULL);
+	assert_true(f->p.requests < CHAINS);
+	peer_say(&f->p, 'd');
+	vbench_loop(&f->b, 100, NULL, NULL);
+	f->p.fault = PEER_GOOD;
+	for (unsigned i = 0; i < CHAINS; i++) {
+		uint32_t len;
+		assert_true(wait_used(f, &len) >= 0);
+		assert_int_equal(len, (PARTS - 2) * 16 + 1);
+	}
+	log_take(&f->log);
+}
+
 static void queue_reset(void **state)
 {
 	struct fixture *f = *state;
@@ -354,6 +381,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(more_written_than_said, setup, teardown),
 		cmocka_unit_test_setup_teardown(used_ring_lies, setup, teardown),
 		cmocka_unit_test_setup_teardown(connection_lost, setup, teardown),
+		cmocka_unit_test_setup_teardown(connection_lost_while_full, setup, teardown),
 		cmocka_unit_test_setup_teardown(queue_reset, setup, teardown),
 		cmocka_unit_test_setup_teardown(configuration_changes, setup, teardown),
 		cmocka_unit_test_setup_teardown(wrong_answers, setup, teardown),

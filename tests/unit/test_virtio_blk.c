@@ -504,15 +504,48 @@ static void in_flight(struct bed *b, unsigned n)
 	assert_true(s.in_flight > 0);
 }
 
+/* A backend that takes whole blocks only decides what a sector is. */
+static void whole_blocks(void **unused)
+{
+	(void)unused;
+	struct bed b;
+	struct error err;
+	open_bed(&b, "", VBENCH_FEATURES);
+	assert_int_equal(config_read(&b, 20, 4), 512);
+	b.v.d->ops->destroy(b.v.d);
+	struct block_info *info = (struct block_info *)(uintptr_t)block_info(b.block);
+	info->logical_block = 4096;
+	info->whole_blocks = true;
+	struct virtio_blk_config c = { .block = b.block, .queues = 1, .queue_size = 64, .logical_block = 512 };
+	const struct virtio_host host = vbench_host(&b.v, "disk7");
+	assert_int_equal(virtio_blk_create(&b.v.d, &c, &host, &err), -EINVAL);
+	assert_non_null(strstr(err.text, "leave block-size=512 out"));
+	c.logical_block = 0;
+	assert_int_equal(virtio_blk_create(&b.v.d, &c, &host, &err), 0);
+	assert_int_equal(config_read(&b, 20, 4), 4096);
+	close_bed(&b);
+}
+
+/* Of requests that a reset overtakes, the RAM watcher hears too: their data is in memory all the same. */
+static void count_written(void *opaque, uint64_t gpa, uint64_t len)
+{
+	(void)gpa;
+	*(uint64_t *)opaque += len;
+}
+
 static void resets(void **unused)
 {
 	(void)unused;
 	struct bed b;
+	uint64_t told = 0;
 	open_bed(&b, "iops=50", VBENCH_FEATURES);
+	ram_set_watcher(&b.v.ram, &(struct ram_watcher){ .written = count_written, .opaque = &told });
 	in_flight(&b, 15);
 	virtio_set_status(b.v.d, 0);
 	assert_int_not_equal(virtio_get_status(b.v.d), 0);
 	assert_true(vbench_loop(&b.v, 10000, reset_is_done, &b));
+	assert_true(told >= 15 * 4097);
+	ram_set_watcher(&b.v.ram, NULL);
 	struct block_stats s;
 	block_get_stats(b.block, &s);
 	assert_int_equal(s.in_flight, 0);
@@ -572,7 +605,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(config),   cmocka_unit_test(read_write_split), cmocka_unit_test(read_write_packed), cmocka_unit_test(framing),
 		cmocka_unit_test(statuses), cmocka_unit_test(get_id),		cmocka_unit_test(segments),	     cmocka_unit_test(broken),
-		cmocka_unit_test(batch),    cmocka_unit_test(write_cache),	cmocka_unit_test(resets),	     cmocka_unit_test(keys),
+		cmocka_unit_test(batch),    cmocka_unit_test(write_cache),	cmocka_unit_test(resets), cmocka_unit_test(whole_blocks),	     cmocka_unit_test(keys),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -70,10 +70,7 @@ static void start(unsigned nports, uint64_t features)
 
 static void stop(unsigned nports)
 {
-	struct virtio_device *d = b.d;
-	virtio_connect(d, &(struct virtio_interrupt){ 0 });
-	d->ops->destroy(d);
-	b.d = NULL;
+	vbench_destroy(&b);
 	for (unsigned i = 0; i < nports; i++) {
 		chardev_close(line[i]);
 		close(host[i]);
@@ -310,11 +307,42 @@ static void test_old_driver(void **state)
 	stop(PORTS);
 }
 
+/* Would a driver that honours event indices (2.7.10) kick for the next buffer that it makes available? */
+static bool asks_for_kick(unsigned q)
+{
+	return vbench_used_ring(&b, q)[2 + 4 * b.ring[q].size] == b.ring[q].avail;
+}
+
+/* Whoever has no buffer left asks to be told of the next: without, input stops for good once a guest was slower than the host. */
+static void test_asks_for_buffers(void **state)
+{
+	(void)state;
+	uint32_t len;
+	start(PORTS, VBENCH_SPLIT);
+	give_rx(0, buffer, 4);
+	control(0, OPEN, 1);
+	assert_int_equal(write(host[0], "abcdef", 6), 6);
+	settle();
+	assert_true(vbench_used(&b, 0, &len) >= 0);
+	assert_int_equal(len, 4);
+	assert_true(asks_for_kick(0));
+	give_rx(0, buffer, 4);
+	assert_true(vbench_used(&b, 0, &len) >= 0);
+	assert_int_equal(len, 2);
+	/* Control messages: three to be told, one buffer. */
+	give_rx(2, buffer + 4096, 64);
+	control(0, READY, 1);
+	assert_true(vbench_used(&b, 2, &len) >= 0);
+	assert_true(asks_for_kick(2));
+	stop(PORTS);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_console_alone), cmocka_unit_test(test_resize_alone), cmocka_unit_test(test_pushes_back),
 		cmocka_unit_test(test_ports),	      cmocka_unit_test(test_old_driver),
+		cmocka_unit_test(test_asks_for_buffers),
 	};
 	signal(SIGPIPE, SIG_IGN);
 	return cmocka_run_group_tests(tests, NULL, NULL);

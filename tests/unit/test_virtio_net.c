@@ -82,7 +82,7 @@ static void open_card(struct fixture *f, unsigned caps, unsigned pairs)
 	net_init(&f->w.n, &wire_ops, f->b.loop);
 	f->w.n.info.caps = caps;
 	f->w.n.info.mtu = 9000;
-	const struct virtio_net_config c = { .net = &f->w.n, .mac = { 2, 0, 0, 0, 0, 7 }, .queues = pairs, .packed = true };
+	const struct virtio_net_config c = { .net = &f->w.n, .mac = { 2, 0, 0, 0, 0, 7 }, .queues = pairs };
 	const struct virtio_host host = vbench_host(&f->b, "net0");
 	assert_int_equal(virtio_net_create(&f->b.d, &c, &host, NULL), 0);
 	log_start(&f->log);
@@ -648,6 +648,18 @@ static void test_offloads_and_pairs(void **state)
 	assert_true(deliver(&f, frame, sizeof(frame), 3));
 	assert_true(vbench_used(&f.b, 0, NULL) >= 0);
 
+	/* What waits for a buffer of a pair waits no more when that pair is reset, or no longer in use: no kick would come. */
+	frame[37] = 10;
+	assert_false(deliver(&f, frame, sizeof(frame), 3));
+	unsigned resumes = f.w.resumes;
+	virtq_reset(f.b.d, 2);
+	assert_int_equal(f.w.resumes, resumes + 1);
+	frame[37] = 11;
+	assert_false(deliver(&f, frame, sizeof(frame), 3));
+	const uint16_t one = 1;
+	assert_int_equal(control(&f, 8, 4, 0, &one, 2), 0);
+	assert_int_equal(f.w.resumes, resumes + 2);
+
 	/* After a reset one pair, and the offloads agreed on. */
 	virtio_set_status(f.b.d, 0);
 	assert_int_equal(f.w.n.pairs, 1);
@@ -718,12 +730,11 @@ static void test_config(void **state)
 		parse("user", others[i].name, others[i].index, &b);
 		assert_memory_not_equal(a.mac, b.mac, 6);
 	}
-	parse("user,mac=52:54:00:Aa:fF:01,queues=8,mtu=1500,packed=off", "vm", 0, &a);
+	parse("user,mac=52:54:00:Aa:fF:01,queues=8,mtu=1500", "vm", 0, &a);
 	static const uint8_t want[6] = { 0x52, 0x54, 0, 0xaa, 0xff, 1 };
 	assert_memory_equal(a.mac, want, 6);
 	assert_int_equal(a.queues, 8);
 	assert_int_equal(a.mtu, 1500);
-	assert_false(a.packed);
 	static const char *const bad[] = { "user,mac=52:54:00:aa:ff", "user,mac=52:54:00:aa:ff:0g", "user,mac=53:54:00:aa:ff:01", "user,mac=00:00:00:00:00:00",
 					   "user,mac=52-54-00-aa-ff-01", "user,mac=52:54:00:aa:ff:01:02", "user,mac", "user,queues=0", "user,queues=9",
 					   "user,mtu=67", "user,mtu=65536" };

@@ -79,9 +79,7 @@ static int teardown(void **state)
 {
 	(void)state;
 	struct stat st;
-	virtio_connect(b.d, &(struct virtio_interrupt){ 0 });
-	b.d->ops->destroy(b.d);
-	b.d = NULL;
+	vbench_destroy(&b);
 	vsock_close(v);
 	vbench_close(&b);
 	return stat(path, &st) == 0 || rmdir(dir) ? -1 : 0;

@@ -101,12 +101,19 @@ static inline struct virtio_host vbench_host(struct vbench *b, const char *name)
 	return (struct virtio_host){ .ram = &b->ram, .loop = b->loop, .name = name };
 }
 
-static inline void vbench_close(struct vbench *b)
+/* The device alone: what is behind it may be closed before the loop goes. */
+static inline void vbench_destroy(struct vbench *b)
 {
 	if (b->d) {
 		virtio_connect(b->d, &(struct virtio_interrupt){ 0 });
 		b->d->ops->destroy(b->d);
 	}
+	b->d = NULL;
+}
+
+static inline void vbench_close(struct vbench *b)
+{
+	vbench_destroy(b);
 	pthread_mutex_unlock(&b->lock);
 	loop_destroy(b->loop);
 	ram_destroy(&b->ram);

@@ -14,10 +14,32 @@
 #include <stddef.h>
 #include <string.h>
 
+/* What a field of movable code depends on beside its own place: see clone.c. */
+enum reloc_kind {
+	RELOC_STUB,  /* rel32 to a stub in front of all blocks */
+	RELOC_VA,    /* imm64: a guest address on or relative to the block's */
+	RELOC_NEG,   /* imm64: minus such an address */
+	RELOC_TLB,   /* disp32: the TLB entry of such an address */
+	RELOC_TB,    /* imm32: the block's index */
+	RELOC_LINK,  /* imm32: index of one of its links */
+	RELOC_SLOT,  /* disp32: the token slot of its view */
+	RELOC_TOKEN, /* disp32: minus the token of its view */
+};
+
+struct reloc {
+	uint16_t at; /* from the block's first byte of code */
+	uint8_t kind;
+};
+#define RELOC_MAX 1024 /* of a block */
+
 struct code {
 	uint8_t *p, *end;  /* RW */
 	intptr_t rx_delta; /* RX address = RW address + rx_delta */
 	bool overflow;
+	bool movable;	   /* guest addresses take 64 bits, and fields that depend on the place are noted: */
+	uint8_t *start;	   /* RW; jumps to what is before it go to stubs */
+	struct reloc *reloc;
+	unsigned nreloc;   /* more than RELOC_MAX: they did not fit */
 };
 
 /* Host registers by number; names of their roles are in dbt.h. */
@@ -29,6 +51,16 @@ enum { CC_O, CC_NO, CC_B, CC_AE, CC_E, CC_NE, CC_BE, CC_A, CC_S, CC_NS, CC_P, CC
 static inline uint32_t code_rx(const struct code *c)
 {
 	return (uint32_t)((intptr_t)c->p + c->rx_delta);
+}
+
+/* The field at `at` (RW) has to be looked at when the block is moved. */
+static inline void code_note(struct code *c, const uint8_t *at, enum reloc_kind kind)
+{
+	if (!c->movable)
+		return;
+	if (c->nreloc < RELOC_MAX)
+		c->reloc[c->nreloc] = (struct reloc){ .at = (uint16_t)(at - c->start), .kind = (uint8_t)kind };
+	c->nreloc++;
 }
 
 static inline void e_bytes(struct code *c, const void *src, unsigned n)
@@ -192,6 +224,19 @@ static inline void e_mov_imm(struct code *c, int dst, uint64_t v)
 	}
 }
 
+/* dst = a guest address that moves with the block, or minus one. */
+static inline void e_mov_va(struct code *c, int dst, uint64_t v, enum reloc_kind kind)
+{
+	if (!c->movable) {
+		e_mov_imm(c, dst, v);
+		return;
+	}
+	e8(c, dst & 8 ? 0x49 : 0x48);
+	e8(c, (uint8_t)(0xb8 | (dst & 7)));
+	code_note(c, c->p, kind);
+	e64(c, v);
+}
+
 /* mov dword [m], imm32 / mov qword [m], simm32 / mov byte [m], imm8 */
 static inline void e_mov_mem_imm32(struct code *c, struct mem m, uint32_t v)
 {
@@ -243,18 +288,26 @@ static inline void e_sarx(struct code *c, int dst, int src, int count)
 	e8(c, (uint8_t)(0xc0 | (dst & 7) << 3 | (src & 7)));
 }
 
+/* A rel32 to `target` from `at`: code of the block itself moves along, stubs do not. */
+static inline void e_rel32(struct code *c, uint32_t target, uint32_t at)
+{
+	if (c->movable && target < (uint32_t)((intptr_t)c->start + c->rx_delta))
+		code_note(c, c->p, RELOC_STUB);
+	e32(c, target - at);
+}
+
 static inline void e_jmp(struct code *c, uint32_t target)
 {
 	uint32_t at = code_rx(c) + 5;
 	e8(c, 0xe9);
-	e32(c, target - at);
+	e_rel32(c, target, at);
 }
 
 static inline void e_call(struct code *c, uint32_t target)
 {
 	uint32_t at = code_rx(c) + 5;
 	e8(c, 0xe8);
-	e32(c, target - at);
+	e_rel32(c, target, at);
 }
 
 static inline void e_jcc(struct code *c, int cc, uint32_t target)
@@ -262,7 +315,7 @@ static inline void e_jcc(struct code *c, int cc, uint32_t target)
 	uint32_t at = code_rx(c) + 6;
 	e8(c, 0x0f);
 	e8(c, (uint8_t)(0x80 | cc));
-	e32(c, target - at);
+	e_rel32(c, target, at);
 }
 
 /* Forward jumps, patched when their target is known: return the position of the rel32 or rel8. */

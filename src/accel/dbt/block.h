@@ -66,6 +66,7 @@ struct address {
 	int8_t base, index;
 	uint8_t scale;
 	uint8_t seg; /* SREG_FS, SREG_GS or SREG_DS for none */
+	bool rip;    /* disp was relative to RIP, and moves with the code */
 	int64_t disp;
 };
 
@@ -86,6 +87,7 @@ struct check {
 	/* Group: seg + base + index*scale + [lo, hi). Stack: base (GSP or RBP) + [lo, hi). */
 	int8_t base, index;
 	uint8_t scale, seg;
+	bool rip;
 	int64_t lo;
 	unsigned len;
 };

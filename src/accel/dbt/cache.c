@@ -1,4 +1,5 @@
 #include "accel/dbt/dbt.h"
+#include "accel/dbt/gen.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -11,7 +12,7 @@
  * Tables are reserved at their full size and touched only as they fill: the limits below cost address space, not memory.
  * The code cache itself is the limit that is reached first.
  */
-enum { BYTES_PER_TB = 96, BYTES_PER_LINK = 40, BYTES_PER_META = 8 };
+enum { BYTES_PER_TB = 96, BYTES_PER_LINK = 40, BYTES_PER_META = 8, BYTES_PER_RELOC = 32 };
 
 /* The RW view keeps this much behind the end of the code mapped, or twice that. */
 #define TRIM_STEP (4u << 20)
@@ -56,6 +57,8 @@ int dbt_cache_create(struct dbt_vm *vm, size_t code_size, struct error *err)
 	vm->max_link = (uint32_t)(code_size / BYTES_PER_LINK) + 256;
 	vm->max_view = vm->max_tb;
 	vm->max_meta = (uint32_t)(code_size / BYTES_PER_META) + 256;
+	vm->max_reloc = (uint32_t)(code_size / BYTES_PER_RELOC) + RELOC_MAX;
+	vm->reloc = reserve(vm->max_reloc * sizeof(*vm->reloc));
 	vm->tb = reserve(vm->max_tb * sizeof(*vm->tb));
 	vm->link = reserve(vm->max_link * sizeof(*vm->link));
 	vm->view = reserve(vm->max_view * sizeof(*vm->view));
@@ -63,7 +66,7 @@ int dbt_cache_create(struct dbt_vm *vm, size_t code_size, struct error *err)
 	vm->npages = vm->ram->mapped / PAGE_SIZE;
 	vm->page_code = reserve(vm->npages * sizeof(*vm->page_code));
 	vm->page_state = reserve(vm->npages);
-	if (!vm->tb || !vm->link || !vm->view || !vm->meta || !vm->page_code || !vm->page_state)
+	if (!vm->tb || !vm->link || !vm->view || !vm->meta || !vm->reloc || !vm->page_code || !vm->page_state)
 		return error_set(err, ENOMEM, "cannot reserve the translator's tables: the host's address space limit (ulimit -v) is too low");
 	vm->ntb = vm->nlink = vm->nview = 1;
 	vm->next_token = 1;
@@ -87,6 +90,8 @@ void dbt_cache_destroy(struct dbt_vm *vm)
 		munmap(vm->view, vm->max_view * sizeof(*vm->view));
 	if (vm->meta)
 		munmap(vm->meta, vm->max_meta * sizeof(*vm->meta));
+	if (vm->reloc)
+		munmap(vm->reloc, vm->max_reloc * sizeof(*vm->reloc));
 	if (vm->page_code)
 		munmap(vm->page_code, vm->npages * sizeof(*vm->page_code));
 	if (vm->page_state)
@@ -233,6 +238,9 @@ static void tb_kill(struct dbt_vm *vm, uint32_t i)
 		vm->link[l].next = 0;
 	}
 	t->incoming = 0;
+	/* Code that is rewritten again and again must not leave a longer and longer chain. */
+	if (t->nrelocs)
+		dbt_drop_source(vm, i);
 	/* Take it off the hash chain; a concurrent reader that stands on it still finds the rest. */
 	_Atomic uint32_t *p = &vm->tb_hash[tb_hash(t->pc, t->phys, t->mode)];
 	while (*p && *p != i)
@@ -299,7 +307,8 @@ void dbt_cache_flush(struct dbt_vm *vm)
 	vm->ntb = vm->nlink = vm->nview = 1;
 	if (vm->next_token > UINT32_MAX / 2)
 		vm->next_token = 1; /* 0 is that of an empty slot */
-	vm->nmeta = 0;
+	vm->nmeta = vm->nreloc = 0;
+	memset(vm->source_hash, 0, sizeof(vm->source_hash));
 	vm->code_used = vm->code_stubs;
 	vm->code_trimmed = 0;
 	memset(vm->view_hash, 0, sizeof(vm->view_hash));

@@ -13,7 +13,9 @@
 #include "accel/dbt/verify.h"
 #include "base/error.h"
 
-#define DEFAULT_CODE_CACHE (32u << 20)
+/* A sixteenth of guest RAM: more RAM means more programs. A boot of a whole Debian fills 70 MB. */
+#define CODE_CACHE_MIN (32u << 20)
+#define CODE_CACHE_MAX (128u << 20)
 
 struct accel_vm {
 	struct dbt_vm vm;
@@ -68,6 +70,12 @@ static void *map_zero(size_t size)
 	return p == MAP_FAILED ? NULL : p;
 }
 
+static size_t default_code_cache(uint64_t ram)
+{
+	uint64_t size = ram / 16 & ~((1ull << 20) - 1);
+	return size < CODE_CACHE_MIN ? CODE_CACHE_MIN : size > CODE_CACHE_MAX ? CODE_CACHE_MAX : size;
+}
+
 static int vm_create(struct accel_vm **out, const struct accel_vm_config *config, struct error *err)
 {
 	int r = probe(err);
@@ -95,7 +103,7 @@ static int vm_create(struct accel_vm **out, const struct accel_vm_config *config
 	if (config->ncpus > sizeof(vm->vm.vcpu) / sizeof(vm->vm.vcpu[0]))
 		r = error_set(err, EINVAL, "the translator runs at most 64 vCPUs; lower --cpus");
 	if (r >= 0)
-		r = dbt_cache_create(&vm->vm, config->code_cache_size ? config->code_cache_size : DEFAULT_CODE_CACHE, err);
+		r = dbt_cache_create(&vm->vm, config->code_cache_size ? config->code_cache_size : default_code_cache(config->ram->size), err);
 	if (r >= 0 && (dbt_stubs_emit(&vm->vm) < 0 || dbt_signal_init() < 0))
 		r = error_set(err, ENOMEM, "the translator's code cache is too small; give --code-cache at least 1M");
 	if (r < 0) {
@@ -206,6 +214,7 @@ static void stats(struct accel_vcpu *vcpu, struct accel_stats *out)
 {
 	*out = vcpu->v.stats;
 	out->blocks_translated = vcpu->v.vm->translated;
+	out->blocks_cloned = vcpu->v.vm->cloned;
 	out->insns_translated = vcpu->v.vm->translated_insns;
 	out->code_flushes = vcpu->v.vm->flushes;
 	out->code_bytes = vcpu->v.vm->code_used;

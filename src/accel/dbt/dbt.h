@@ -211,6 +211,9 @@ struct tb {
 	_Atomic uint32_t hash_next;
 	uint32_t page_next, page2_next; /* in the list of its physical page(s) */
 	uint32_t incoming; /* links that jump here */
+	uint32_t link0, reloc; /* first of its nlinks links, of its nrelocs relocations */
+	uint16_t nlinks, nrelocs; /* nrelocs 0: it cannot be moved */
+	uint32_t source_next; /* chain of blocks to clone from */
 };
 
 enum { INSN_STEPPED = 1 /* ends the block: the stepper's */, INSN_VOLATILE = 2 /* another result each time */, INSN_STRING = 4 };
@@ -252,6 +255,7 @@ struct page_code {
 };
 
 #define TB_HASH_BITS 16
+#define SOURCE_HASH_BITS 15
 #define VIEW_HASH_BITS 14
 #define PAGE_CODE 1   /* page_state: holds translated code: no write tags */
 #define PAGE_WTAG 2   /* some vCPU may hold a write tag */
@@ -290,6 +294,9 @@ struct dbt_vm {
 	uint32_t nview, max_view;
 	struct insn_meta *meta;
 	uint32_t nmeta, max_meta;
+	struct reloc *reloc;
+	uint32_t nreloc, max_reloc;
+	uint32_t source_hash[1 << SOURCE_HASH_BITS]; /* movable blocks by physical address and mode */
 	_Atomic uint32_t tb_hash[1 << TB_HASH_BITS];
 	uint32_t view_hash[1 << VIEW_HASH_BITS];
 	uint32_t next_token;
@@ -302,7 +309,7 @@ struct dbt_vm {
 	pthread_mutex_t world; /* held by the stopper */
 	_Atomic uint32_t stop_requested;
 	_Atomic uint64_t flushes; /* of the whole cache: indices of blocks and links found before one mean nothing after it */
-	uint64_t translated, translated_insns;
+	uint64_t translated, translated_insns, cloned;
 };
 
 /* Index of an address in the inline TLB; of all ones: the mask. */

@@ -57,7 +57,7 @@ void e_link(struct gen *g, int opcode, int cc, uint64_t pc, uint32_t mode, uint6
 
 void e_exit_pc(struct gen *g, uint32_t stub, uint64_t pc)
 {
-	e_mov_imm(&g->c, T1, pc);
+	e_mov_va(&g->c, T1, pc, RELOC_VA);
 	e_jmp(&g->c, stub);
 }
 
@@ -73,10 +73,10 @@ void gen_step(struct gen *g, unsigned i)
 /* rcx = T1 - pc, flags untouched. */
 static void e_sub_pc(struct code *c, uint64_t pc)
 {
-	if (fits32((int64_t)-pc)) {
+	if (!c->movable && fits32((int64_t)-pc)) {
 		e_lea(c, H_RCX, mem_b(T1, (int32_t)-pc));
 	} else {
-		e_mov_imm(c, H_RCX, -pc);
+		e_mov_va(c, H_RCX, -pc, RELOC_NEG);
 		e_lea(c, H_RCX, mem_bi(H_RCX, T1, 1, 0));
 	}
 }
@@ -215,6 +215,12 @@ static void gen_insn(struct gen *g, unsigned i)
 }
 /* --- Cold part --- */
 
+static void e_exit_arg(struct code *c, uint32_t arg, enum reloc_kind kind)
+{
+	e_mov_mem_imm32(c, mem_gs(OFF(exit_arg)), arg);
+	code_note(c, c->p - 4, kind);
+}
+
 static void gen_cold(struct gen *g, struct cold *d)
 {
 	struct code *c = &g->c;
@@ -241,7 +247,7 @@ static void gen_cold(struct gen *g, struct cold *d)
 		if (d->kind == COLD_STACK)
 			e_lea(c, T1, mem_b(ch->base, (int32_t)ch->lo));
 		else
-			e_address(g, T1, ch->base, ch->index, ch->scale, ch->seg, ch->lo);
+			e_check_address(g, ch);
 		e_mov_imm(c, T2, d->what);
 		e_call(c, d->kind == COLD_STACK ? g->vm->stub.fill_stack : g->vm->stub.fill_group);
 		e_jmp(c, d->retry);
@@ -251,12 +257,12 @@ static void gen_cold(struct gen *g, struct cold *d)
 		link_at(g, d->link, c->p);
 		g->vm->link[d->link].stub = code_rx(c) + 4;
 		e32(c, 0);
-		e_mov_mem_imm32(c, mem_gs(OFF(exit_arg)), d->link);
+		e_exit_arg(c, d->link, RELOC_LINK);
 		e_jmp(c, g->vm->stub.link);
 		break;
 	case COLD_LINK:
 		g->vm->link[d->link].stub = code_rx(c);
-		e_mov_mem_imm32(c, mem_gs(OFF(exit_arg)), d->link);
+		e_exit_arg(c, d->link, RELOC_LINK);
 		e_jmp(c, g->vm->stub.link);
 		break;
 	case COLD_YIELD:
@@ -273,7 +279,10 @@ static void gen_cold(struct gen *g, struct cold *d)
 static uint8_t *e_token_check(struct code *c, struct mem slot, uint32_t token)
 {
 	e_load32(c, H_RCX, slot);
-	e_op_mem(c, 0, 0x8d, H_RCX, mem_b(H_RCX, (int32_t)-token)); /* lea ecx, [rcx - token] */
+	code_note(c, c->p - 4, RELOC_SLOT);
+	e8(c, 0x8d), e8(c, 0x89); /* lea ecx, [rcx - token] */
+	code_note(c, c->p, RELOC_TOKEN);
+	e32(c, -token);
 	uint8_t *ok = e_j8_fwd(c, OP_JRCXZ);
 	e_mov_rr(c, H_RCX, T2);
 	uint8_t *bad = e_jmp_fwd(c);
@@ -292,6 +301,7 @@ static void gen_entry(struct gen *g, struct tb *t)
 	struct mem slot2 = mem_gs(OFF(token) + 4 * w2->slot);
 	uint8_t *bad, *bad2 = NULL, *polled, *ok;
 	e_align(c, 16, 0);
+	c->start = c->p;
 	t->checked = code_rx(c);
 	/* The token check keeps the flags even if this block does not read them: where it fails, another block at this address may. */
 	e_mov_rr(c, T2, H_RCX);
@@ -326,10 +336,10 @@ static void gen_entry_cold(struct gen *g)
 	e_patch32(c, g->cold[0].from[0]);
 	if (g->cold[0].from2)
 		e_patch32(c, g->cold[0].from2);
-	e_mov_mem_imm32(c, mem_gs(OFF(exit_arg)), g->tb);
+	e_exit_arg(c, g->tb, RELOC_TB);
 	e_jmp(c, g->vm->stub.token);
 	e_patch32(c, g->cold[0].from[1]);
-	e_mov_mem_imm32(c, mem_gs(OFF(exit_arg)), g->tb);
+	e_exit_arg(c, g->tb, RELOC_TB);
 	e_jmp(c, g->vm->stub.poll);
 }
 
@@ -358,7 +368,10 @@ int dbt_generate(struct block *b, uint32_t tb)
 	g->b = b;
 	g->vm = vm;
 	g->tb = tb;
-	g->c = (struct code){ .p = vm->rw + vm->code_used, .end = vm->rw + vm->code_size, .rx_delta = vm->rx - vm->rw };
+	struct reloc reloc[RELOC_MAX];
+	g->c = (struct code){ .p = vm->rw + vm->code_used, .end = vm->rw + vm->code_size, .rx_delta = vm->rx - vm->rw,
+			      .movable = dbt_can_move(vm, b->pc, b->mode), .reloc = reloc };
+	t->link0 = vm->nlink;
 	g->tlb_off = (uint32_t)(OFF(tlb) + (b->mode & MODE_USER ? sizeof(struct tlb_entry) * TLB_SIZE : 0));
 	g->tlb_mask = dbt_tlb_index(vm, UINT64_MAX) << 5;
 	g->ncold = 1; /* 0 is the entry's */
@@ -398,6 +411,9 @@ int dbt_generate(struct block *b, uint32_t tb)
 	vm->nmeta += b->n;
 	vm->code_used = (size_t)(c->p - vm->rw);
 	t->host_end = code_rx(c);
+	t->nlinks = (uint16_t)(vm->nlink - t->link0);
+	if (c->movable && !b->cross && c->nreloc <= RELOC_MAX)
+		dbt_keep_relocs(vm, tb, reloc, c->nreloc);
 	return 0;
 }
 

@@ -143,10 +143,10 @@ static void e_push_return(struct gen *g, unsigned i, struct mem op)
 {
 	struct code *c = &g->c;
 	uint64_t next = g->b->insn[i].next;
-	if (fits32((int64_t)next)) {
+	if (fits32((int64_t)next) && !c->movable) {
 		e_mov_mem_simm64(c, op, (int32_t)next);
 	} else {
-		e_mov_imm(c, T2, next);
+		e_mov_va(c, T2, next, RELOC_VA);
 		e_store(c, op, T2);
 	}
 	e_move_rsp(g, -8);

@@ -132,7 +132,9 @@ void gen_lea(struct gen *g, unsigned i)
 	int dst = is_slot(bi->in.reg) ? T1 : host_reg(bi->in.reg);
 	/* Into T1 first if the address needs T1 or T2 anyway. LEA ignores segments. */
 	bool direct = dst != T1 && !(bi->ea.base >= 0 && is_slot(bi->ea.base)) && (fits32(bi->ea.disp) || (bi->ea.base < 0 && bi->ea.index < 0));
-	e_address(g, direct ? dst : T1, bi->ea.base, bi->ea.index, bi->ea.scale, SREG_DS, bi->ea.disp);
+	struct address a = bi->ea;
+	a.seg = SREG_DS;
+	e_address(g, direct ? dst : T1, &a);
 	if (!direct && dst != T1)
 		e_mov_rr(c, dst, T1);
 	if (bi->in.opsize == 4)

@@ -54,7 +54,8 @@ void e_expect_pc(struct code *c, uint64_t pc, uint32_t miss);
 /* gen_mem.c */
 void e_save_flags(struct gen *g, bool grp);
 void e_restore_flags(struct gen *g, bool grp);
-void e_address(struct gen *g, int dst, int base, int index, int scale, int seg, int64_t disp);
+void e_address(struct gen *g, int dst, const struct address *a);
+void e_check_address(struct gen *g, const struct check *ch);
 void e_insn_address(struct gen *g, const struct address *a);
 uint32_t check_forced(const struct gen *g, uint64_t pc);
 uint8_t *e_tlb_check(struct gen *g, bool write, unsigned len, uint32_t forced);

@@ -32,11 +32,14 @@ void e_restore_flags(struct gen *g, bool grp)
 /* --- Addresses and checks --- */
 
 /* dst = linear address; uses T2. dst is T1 or an identity register that the address does not use. */
-void e_address(struct gen *g, int dst, int base, int index, int scale, int seg, int64_t disp)
+void e_address(struct gen *g, int dst, const struct address *a)
 {
 	struct code *c = &g->c;
-	if (base < 0 && index < 0) {
-		e_mov_imm(c, dst, (uint64_t)disp);
+	int base = a->base, index = a->index, seg = a->seg;
+	if (a->rip) {
+		e_mov_va(c, dst, (uint64_t)a->disp, RELOC_VA);
+	} else if (base < 0 && index < 0) {
+		e_mov_imm(c, dst, (uint64_t)a->disp);
 	} else {
 		if (base >= 0 && is_slot(base)) {
 			e_load(c, T1, mem_gs(OFF_GPR(base)));
@@ -48,11 +51,7 @@ void e_address(struct gen *g, int dst, int base, int index, int scale, int seg, 
 			e_load(c, T2, mem_gs(OFF_GPR(index)));
 			index = T2;
 		}
-		if (fits32(disp)) {
-			e_lea(c, dst, mem_bi(base, index, scale, (int32_t)disp));
-		} else { /* only RIP-relative addresses beside FS/GS bases are this far: no base, no index */
-			e_mov_imm(c, dst, (uint64_t)disp);
-		}
+		e_lea(c, dst, mem_bi(base, index, a->scale, (int32_t)a->disp)); /* MOFFS has neither base nor index */
 	}
 	if (seg == SREG_FS || seg == SREG_GS) {
 		e_load(c, T2, mem_gs((uint32_t)(OFF(s.seg) + (unsigned)seg * sizeof(struct x86_seg) +
@@ -63,7 +62,7 @@ void e_address(struct gen *g, int dst, int base, int index, int scale, int seg, 
 
 void e_insn_address(struct gen *g, const struct address *a)
 {
-	e_address(g, T1, a->base, a->index, a->scale, a->seg, a->disp);
+	e_address(g, T1, a);
 }
 
 static bool is_constant(int base, int index, int seg)
@@ -103,20 +102,39 @@ uint8_t *e_tlb_check(struct gen *g, bool write, unsigned len, uint32_t forced)
 }
 
 /* The same for an address known now: compares the entry's tag. */
-static uint8_t *e_tlb_check_const(struct gen *g, uint64_t gva, bool write, uint32_t forced)
+static uint8_t *e_tlb_check_const(struct gen *g, uint64_t gva, bool rip, bool write, uint32_t forced)
 {
 	struct code *c = &g->c;
 	uint64_t ntag = -(gva & PAGE_MASK);
 	struct mem tag = mem_gs(tlb_const(g, gva) +
 				(uint32_t)(write ? offsetof(struct tlb_entry, nwrite) : offsetof(struct tlb_entry, nread)));
-	if (fits32((int64_t)ntag)) {
+	if (fits32((int64_t)ntag) && !(rip && c->movable)) {
 		e_op_mem(c, 1, 0x81, 7, tag);
 		e32(c, (uint32_t)ntag);
+	} else if (rip) {
+		e_mov_va(c, T1, ntag, RELOC_NEG);
+		e_op_mem(c, 1, 0x39, T1, tag);
+		code_note(c, c->p - 4, RELOC_TLB);
 	} else {
 		e_mov_imm(c, T1, ntag);
 		e_op_mem(c, 1, 0x39, T1, tag);
 	}
 	return e_check_jump(g, CC_NE, forced);
+}
+
+/* dst = host page of an address known now, whose check has passed. */
+static void e_load_hpage(struct gen *g, int dst, uint64_t gva, bool rip)
+{
+	e_load(&g->c, dst, mem_gs(tlb_const(g, gva) + (uint32_t)offsetof(struct tlb_entry, hpage)));
+	if (rip)
+		code_note(&g->c, g->c.p - 4, RELOC_TLB);
+}
+
+/* T1 = the lowest address of a group. */
+void e_check_address(struct gen *g, const struct check *ch)
+{
+	const struct address a = { .base = ch->base, .index = ch->index, .scale = ch->scale, .seg = ch->seg, .rip = ch->rip, .disp = ch->lo };
+	e_address(g, T1, &a);
 }
 
 /* An access checked by itself: afterwards the host address is in *op (T1/T2 based). */
@@ -133,10 +151,10 @@ void gen_single(struct gen *g, unsigned i, const struct address *addr, unsigned 
 	if (constant) {
 		if (live)
 			e_save_flags(g, grp);
-		from = e_tlb_check_const(g, (uint64_t)addr->disp, write, forced);
+		from = e_tlb_check_const(g, (uint64_t)addr->disp, addr->rip, write, forced);
 		if (live)
 			e_restore_flags(g, grp);
-		e_load(c, T2, mem_gs(tlb_const(g, (uint64_t)addr->disp) + (uint32_t)offsetof(struct tlb_entry, hpage)));
+		e_load_hpage(g, T2, (uint64_t)addr->disp, addr->rip);
 		*op = mem_b(T2, (int32_t)((uint64_t)addr->disp & (PAGE_SIZE - 1)));
 	} else {
 		e_insn_address(g, addr);
@@ -177,12 +195,12 @@ void gen_check(struct gen *g, unsigned k)
 	} else if (is_constant(ch->base, ch->index, ch->seg)) {
 		if (ch->save_flags)
 			e_save_flags(g, grp);
-		from = e_tlb_check_const(g, (uint64_t)ch->lo, ch->write, forced);
+		from = e_tlb_check_const(g, (uint64_t)ch->lo, ch->rip, ch->write, forced);
 		if (ch->save_flags)
 			e_restore_flags(g, grp);
-		e_load(c, GRP, mem_gs(tlb_const(g, (uint64_t)ch->lo) + (uint32_t)offsetof(struct tlb_entry, hpage)));
+		e_load_hpage(g, GRP, (uint64_t)ch->lo, ch->rip);
 	} else {
-		e_address(g, T1, ch->base, ch->index, ch->scale, ch->seg, ch->lo);
+		e_check_address(g, ch);
 		if (ch->save_flags)
 			e_save_flags(g, grp);
 		from = e_tlb_check(g, ch->write, ch->len, forced);

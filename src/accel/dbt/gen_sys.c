@@ -123,14 +123,14 @@ static void gen_call_reg(struct gen *g, uint32_t stub, int gpr, bool w, uint64_t
 {
 	struct code *c = &g->c;
 	e_op_reg(c, w, 0x8b, T1, e_guest_reg(g, gpr, T1));
-	e_mov_imm(c, T2, pc);
+	e_mov_va(c, T2, pc, RELOC_VA);
 	e_call(c, stub);
 }
 
 void gen_cpuid(struct gen *g, unsigned i)
 {
 	struct code *c = &g->c;
-	e_mov_imm(c, T2, g->b->insn[i].pc);
+	e_mov_va(c, T2, g->b->insn[i].pc, RELOC_VA);
 	e_call(c, g->vm->stub.cpuid);
 	e_load32(c, H_RBX, mem_gs(OFF(save_flags)));
 }
@@ -139,7 +139,7 @@ void gen_cpuid(struct gen *g, unsigned i)
 static void gen_call_address(struct gen *g, unsigned i, uint32_t stub, uint64_t pc)
 {
 	e_insn_address(g, &g->b->insn[i].ea);
-	e_mov_imm(&g->c, T2, pc);
+	e_mov_va(&g->c, T2, pc, RELOC_VA);
 	e_call(&g->c, stub);
 }
 
@@ -154,8 +154,8 @@ void gen_xstate(struct gen *g, unsigned i)
 void gen_popf(struct gen *g, unsigned i)
 {
 	struct code *c = &g->c;
-	e_mov_imm(c, T1, g->b->insn[i].next);
-	e_mov_imm(c, T2, g->b->insn[i].pc);
+	e_mov_va(c, T1, g->b->insn[i].next, RELOC_VA);
+	e_mov_va(c, T2, g->b->insn[i].pc, RELOC_VA);
 	e_call(c, g->vm->stub.popf);
 }
 
@@ -164,14 +164,14 @@ void gen_string(struct gen *g, unsigned i)
 	struct code *c = &g->c;
 	const struct block_insn *bi = &g->b->insn[i];
 	e_mov_imm(c, T1, bi->in.opcode | (uint32_t)bi->in.rep << 8 | (uint32_t)bi->in.opsize << 16);
-	e_mov_imm(c, T2, bi->pc);
+	e_mov_va(c, T2, bi->pc, RELOC_VA);
 	e_call(c, g->vm->stub.string);
 }
 
 /* A helper that always jumps somewhere: T1 = argument. */
 void gen_transfer(struct gen *g, uint32_t stub, uint64_t arg)
 {
-	e_mov_imm(&g->c, T1, arg);
+	e_mov_va(&g->c, T1, arg, RELOC_VA);
 	e_call(&g->c, stub);
 	e8(&g->c, 0x0f), e8(&g->c, 0x0b);
 }

@@ -88,7 +88,8 @@ static uint16_t address_regs(const struct block_insn *g)
 
 static bool same_address(const struct block_insn *a, const struct block_insn *b)
 {
-	return a->ea.base == b->ea.base && a->ea.index == b->ea.index && a->ea.seg == b->ea.seg && (a->ea.index < 0 || a->ea.scale == b->ea.scale);
+	return a->ea.base == b->ea.base && a->ea.index == b->ea.index && a->ea.seg == b->ea.seg && a->ea.rip == b->ea.rip &&
+	       (a->ea.index < 0 || a->ea.scale == b->ea.scale);
 }
 
 /* Does instruction g change the value of an address with these registers and segment? */
@@ -238,7 +239,7 @@ static void plan_groups(struct block *b)
 		if (!fits32(lo) && !constant)
 			continue;
 		add_check(b, (struct check){ .at = (uint16_t)at, .write = write, .base = g->ea.base, .index = g->ea.index, .scale = g->ea.scale,
-					     .seg = g->ea.seg, .lo = lo, .len = (unsigned)(hi - lo) });
+					     .seg = g->ea.seg, .rip = g->ea.rip, .lo = lo, .len = (unsigned)(hi - lo) });
 		for (unsigned k = (unsigned)at; k <= last; k++) {
 			b->insn[k].grp_busy = true;
 			if (member_mask >> k & 1)

@@ -286,7 +286,8 @@ static void operand(struct block_insn *g)
 	g->ea.scale = in->scale;
 	g->ea.disp = in->disp;
 	g->ea.base = in->base;
-	if (in->base == 16) {
+	g->ea.rip = in->base == 16;
+	if (g->ea.rip) {
 		g->ea.base = -1;
 		g->ea.disp = (int64_t)(g->next + (uint64_t)in->disp);
 	}

@@ -14,6 +14,9 @@ uint32_t dbt_translate(struct dbt_vcpu *v, uint64_t pc, uint64_t phys, uint32_t 
 	uint32_t view = dbt_view_get(vm, pc & PAGE_MASK, phys & PAGE_MASK, mode);
 	if (!view)
 		return 0;
+	uint32_t source = dbt_clone_source(vm, pc, phys, mode);
+	if (source)
+		return dbt_clone(vm, source, pc, view);
 	/* The next page, if the first instruction may reach it. */
 	uint64_t phys2 = 0;
 	int64_t page2 = -1;

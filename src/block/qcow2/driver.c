@@ -15,6 +15,7 @@
 #include "block/qcow2/node.h"
 
 #define FEW 4u
+#define PIECES 64u /* of a request at a time: one of 4 GiB on a disk in small parts must not take memory for all of them */
 
 struct request;
 
@@ -71,10 +72,27 @@ static struct piece *new_piece(struct request *q, uint64_t len)
 	return p;
 }
 
+static bool has_more(const struct request *q)
+{
+	return !q->result && !q->flushing && (q->r->op == BLOCK_READ || q->r->op == BLOCK_WRITE) && q->pos < q->r->len;
+}
+
 static void drop(struct request *q)
 {
-	if (!--q->running)
-		complete(q);
+	struct qcow2_node *s = q->s;
+	bool went_on = false;
+	while (!--q->running) {
+		if (!has_more(q)) {
+			complete(q);
+			break;
+		}
+		q->running = 1;
+		advance(q);
+		went_on = true;
+	}
+	/* Whoever ended the last piece (aio, the backing node) does not start those of the other. */
+	if (went_on)
+		qcow2_node_kick(s->node);
 }
 
 static void end_piece(struct piece *p, int result)
@@ -142,7 +160,7 @@ static void start_job(struct piece *p, enum aio_op op)
 		.len = p->len,
 		.iov = p->iov,
 		.niov = p->niov,
-		.flags = op == AIO_READ && fd == image->fd ? AIO_CACHED : 0,
+		.flags = fd == image->fd ? AIO_CACHED : 0,
 		.done = job_done,
 		.opaque = p,
 	};
@@ -272,7 +290,7 @@ static void map_done(struct aio_work *w, int result)
 static void read_more(struct request *q)
 {
 	struct qcow2 *image = q->s->image;
-	while (!q->result && q->pos < q->r->len) {
+	while (has_more(q) && q->running <= PIECES) {
 		struct qcow2_run run;
 		unsigned epoch = 0;
 		pthread_mutex_lock(&image->map_lock);
@@ -304,21 +322,23 @@ static int run_write(struct aio_work *w)
 static void write_more(struct request *q)
 {
 	struct qcow2 *image = q->s->image;
-	while (!q->result && q->pos < q->r->len) {
+	while (has_more(q) && q->running <= PIECES) {
 		struct qcow2_run run;
 		unsigned epoch = 0;
 		uint64_t len = q->r->len - q->pos;
 		pthread_mutex_lock(&image->map_lock);
-		bool now = qcow2_lookup(image, q->r->offset + q->pos, len, true, &run) && run.e.kind == QCOW2_KIND_NORMAL && run.e.copied;
+		bool now = !atomic_load_explicit(&image->corrupt, memory_order_relaxed) && qcow2_lookup(image, q->r->offset + q->pos, len, true, &run) &&
+			   run.e.kind == QCOW2_KIND_NORMAL && run.e.copied;
 		if (now)
 			epoch = qcow2_enter(image);
 		pthread_mutex_unlock(&image->map_lock);
-		now = now && !atomic_load_explicit(&image->corrupt, memory_order_relaxed);
 		struct piece *p = new_piece(q, now ? run.len : len);
 		if (p && now) {
 			p->run = run;
 			p->epoch = epoch;
 			p->entered = true;
+		} else if (now) {
+			qcow2_leave(image, epoch);
 		}
 		int r = p ? take_memory(p) : -ENOMEM;
 		if (r && p)

@@ -84,9 +84,36 @@ static int sync_failed(struct qcow2 *q, int code)
 	return -EIO;
 }
 
+/* One fdatasync for all who ask while another is under way. One at a time: of two, the kernel would tell only one of a lost write. */
+static int sync_file(struct qcow2 *q)
+{
+	if (q->p.unsafe)
+		return 0;
+	pthread_mutex_lock(&q->sync_lock);
+	uint64_t mine = q->syncs_begun + 1; /* it begins after what it is to cover */
+	while (q->syncs_done < mine) {
+		if (q->syncs_begun != q->syncs_done) {
+			pthread_cond_wait(&q->synced, &q->sync_lock);
+			continue;
+		}
+		q->syncs_begun++;
+		pthread_mutex_unlock(&q->sync_lock);
+		int r = fdatasync(q->fd) ? -errno : 0;
+		pthread_mutex_lock(&q->sync_lock);
+		if (r && !q->sync_error)
+			q->sync_error = r;
+		q->syncs_done++;
+		pthread_cond_broadcast(&q->synced);
+	}
+	int r = q->sync_error;
+	pthread_mutex_unlock(&q->sync_lock);
+	return r;
+}
+
 int qcow2_sync(struct qcow2 *q)
 {
-	return q->p.unsafe || !fdatasync(q->fd) ? 0 : sync_failed(q, errno);
+	int r = sync_file(q);
+	return r ? sync_failed(q, -r) : 0;
 }
 
 int qcow2_set_header_u64(struct qcow2 *q, unsigned at, uint64_t value)
@@ -175,7 +202,7 @@ int qcow2_flush(struct qcow2 *q)
 	if (r)
 		return r;
 	/* The slow part, which nobody has to wait for but those that flush. */
-	r = q->p.unsafe || !fdatasync(q->fd) ? 0 : -errno;
+	r = sync_file(q);
 	if (!r && !l.n)
 		return 0;
 	pthread_mutex_lock(&q->lock);

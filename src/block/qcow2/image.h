@@ -103,6 +103,11 @@ struct qcow2 {
 	bool growing;		     /* [lock] the refcount table */
 	int failed;		     /* [lock] an fdatasync failed: what was flushed is unknown from then on */
 
+	pthread_mutex_t sync_lock; /* innermost */
+	pthread_cond_t synced;
+	uint64_t syncs_begun, syncs_done; /* [sync_lock] they differ while one is under way */
+	int sync_error;			  /* [sync_lock] of the first that failed */
+
 	unsigned epoch;			/* [map_lock] */
 	atomic_uint inflight[2];	/* I/O begun in an even, odd epoch */
 	struct qcow2_frees frees[2];	/* [lock] by epoch */
@@ -227,7 +232,7 @@ void qcow2_iov_fill(const struct iovec *iov, unsigned niov, uint64_t offset, con
 void qcow2_bitmap_set(struct qcow2_bitmap *b, uint64_t first, uint64_t n, bool on);
 bool qcow2_bitmap_any(const struct qcow2_bitmap *b, uint64_t first, uint64_t n);
 
-/* One log line an image; and no more writes, if `writes`: the corrupt bit says so to others too. lock held if `writes`. Returns -EIO. */
+/* A log line, and one more at most when it ends writing (`writes`, lock held), which the corrupt bit tells others. Returns -EIO. */
 int qcow2_corrupt(struct qcow2 *q, bool writes, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
 static inline uint64_t qcow2_clusters(const struct qcow2 *q, uint64_t bytes)

@@ -170,6 +170,8 @@ static void destroy(struct qcow2 *q)
 	pthread_mutex_destroy(&q->lock);
 	pthread_mutex_destroy(&q->map_lock);
 	pthread_mutex_destroy(&q->zip_lock);
+	pthread_mutex_destroy(&q->sync_lock);
+	pthread_cond_destroy(&q->synced);
 	pthread_cond_destroy(&q->wake);
 	free(q);
 }
@@ -193,6 +195,8 @@ int qcow2_open(struct qcow2 **out, int fd, int direct_fd, const struct qcow2_par
 	pthread_mutex_init(&q->lock, NULL);
 	pthread_mutex_init(&q->map_lock, NULL);
 	pthread_mutex_init(&q->zip_lock, NULL);
+	pthread_mutex_init(&q->sync_lock, NULL);
+	pthread_cond_init(&q->synced, NULL);
 	pthread_cond_init(&q->wake, NULL);
 	if (q->p.snapshot)
 		q->p.read_only = true;

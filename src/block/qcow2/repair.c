@@ -116,8 +116,13 @@ static int take_census(struct census *c)
 		r = count_range(c, q->f.reftable_offset, (uint64_t)q->f.reftable_clusters << q->f.cluster_bits);
 	for (uint64_t i = 0; !r && i < q->reftable.n; i++) {
 		uint64_t at = q->reftable.v[i] & QCOW2_OFFSET_MASK;
-		if (at)
-			r = count_range(c, at, q->f.cluster_size);
+		if (!at)
+			continue;
+		r = count_range(c, at, q->f.cluster_size);
+		/* Each of its counts will be compared: a few GiB of holes can be blocks for 2^40. */
+		c->visits += qcow2_block_entries(&q->f);
+		if (!r && c->visits > MAX_VISITS)
+			r = -E2BIG;
 	}
 	if (!r)
 		r = count_l1(c, &q->l1, q->f.l1_offset);

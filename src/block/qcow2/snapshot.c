@@ -31,6 +31,7 @@ static int read_table(int fd, const struct qcow2_format *f, uint8_t **out, size_
 	int r = qcow2_file_read(fd, *out, n, f->snapshots_offset);
 	if (r) {
 		free(*out);
+		*out = NULL;
 		return error_set(err, -r, "%s: its table of snapshots cannot be read: %s", what, strerror(-r));
 	}
 	return 0;
@@ -87,9 +88,9 @@ static void print(FILE *out, const struct qcow2_snapshot *s, const struct qcow2_
 		s->vm_state_size ? "  with VM state (not used)" : "");
 }
 
-int qcow2_list_snapshots(const char *path, FILE *out, struct error *err)
+int block_list_snapshots(const char *path, FILE *out, struct error *err)
 {
-	uint8_t first[QCOW2_HEADER_V2], *table;
+	uint8_t first[QCOW2_HEADER_V2];
 	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 	if (fd < 0)
 		return error_set(err, errno, "%s: %s", path, strerror(errno));
@@ -110,6 +111,7 @@ int qcow2_list_snapshots(const char *path, FILE *out, struct error *err)
 	if (!r && !f.nsnapshots)
 		fprintf(out, "%s has no snapshots\n", path);
 	if (!r && f.nsnapshots) {
+		uint8_t *table = NULL;
 		size_t len, at = 0;
 		uint64_t file_size;
 		r = read_table(fd, &f, &table, &len, &file_size, path, err);
@@ -123,8 +125,7 @@ int qcow2_list_snapshots(const char *path, FILE *out, struct error *err)
 			else
 				print(out, &s, &f);
 		}
-		if (len)
-			free(table);
+		free(table);
 	}
 	close(fd);
 	return r;

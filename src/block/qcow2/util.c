@@ -186,16 +186,17 @@ bool qcow2_bitmap_any(const struct qcow2_bitmap *b, uint64_t first, uint64_t n)
 
 int qcow2_corrupt(struct qcow2 *q, bool writes, const char *fmt, ...)
 {
-	if (!atomic_exchange(&q->told, true)) {
+	bool ends_writes = writes && !q->p.read_only && !atomic_exchange(&q->corrupt, true);
+	if (!atomic_exchange(&q->told, true) || ends_writes) {
 		char text[256];
 		va_list ap;
 		va_start(ap, fmt);
 		vsnprintf(text, sizeof(text), fmt, ap);
 		va_end(ap);
 		log_warn("%s: the qcow2 image is corrupt: %s; %s; stop the guest and repair it with: qemu-img check -r all FILE", q->what, text,
-			  writes && !q->p.read_only ? "it takes no more writes" : "reads of that part fail");
+			 ends_writes ? "it takes no more writes" : "reads of that part fail");
 	}
-	if (writes && !q->p.read_only && !atomic_exchange(&q->corrupt, true) && q->f.version >= 3)
+	if (ends_writes && q->f.version >= 3)
 		qcow2_set_header_u64(q, QCOW2_AT_INCOMPATIBLE, q->f.incompatible | QCOW2_INCOMPAT_CORRUPT);
 	return -EIO;
 }

@@ -489,7 +489,7 @@ static bool power_of_two(uint64_t v)
 
 int virtio_blk_parse(struct virtio_blk_config *c, struct keyval *kv, struct error *err)
 {
-	uint64_t queues = 0, queue_size = QUEUE_SIZE, logical = SECTOR, physical = 0;
+	uint64_t queues = 0, queue_size = QUEUE_SIZE, logical = 0, physical = 0;
 	*c = (struct virtio_blk_config){ 0 };
 	const char *serial = keyval_get(kv, "serial");
 	if (serial && (!*serial || strlen(serial) > VIRTIO_BLK_SERIAL))
@@ -505,11 +505,12 @@ int virtio_blk_parse(struct virtio_blk_config *c, struct keyval *kv, struct erro
 		return r;
 	if (!power_of_two(queue_size))
 		return error_set(err, EINVAL, "%s: queue-size=%" PRIu64 " is not a power of two; give for example %d", kv->option, queue_size, QUEUE_SIZE);
-	if (logical != 512 && logical != 4096)
+	if (keyval_get(kv, "block-size") && logical != 512 && logical != 4096)
 		return error_set(err, EINVAL, "%s: block-size=%" PRIu64 ": a sector has 512 or 4096 bytes; give one of these", kv->option, logical);
-	if (physical && (!power_of_two(physical) || physical < logical || physical > 65536))
+	uint64_t least = logical ? logical : SECTOR;
+	if (physical && (!power_of_two(physical) || physical < least || physical > 65536))
 		return error_set(err, EINVAL, "%s: physical-block-size=%" PRIu64 ": give a power of two from the block size (%" PRIu64 ") to 64K", kv->option,
-				 physical, logical);
+				 physical, least);
 	if (serial)
 		strcpy(c->serial, serial);
 	c->queues = (unsigned)queues;
@@ -519,10 +520,16 @@ int virtio_blk_parse(struct virtio_blk_config *c, struct keyval *kv, struct erro
 	return 0;
 }
 
+/* What the backend can do with it, a guest may call a sector. */
+static uint32_t smallest(const struct block_info *info)
+{
+	return info->whole_blocks ? info->logical_block : SECTOR;
+}
+
 static uint64_t set_up(struct blk *b, const struct virtio_blk_config *c, unsigned queue_size)
 {
 	const struct block_info *info = block_info(b->block);
-	uint32_t logical = c->logical_block ? c->logical_block : SECTOR;
+	uint32_t logical = c->logical_block ? c->logical_block : smallest(info);
 	uint32_t physical = c->physical_block ? c->physical_block : info->physical_block;
 	uint64_t features = VIRTIO_BIT(BLK_F_SEG_MAX) | VIRTIO_BIT(BLK_F_BLK_SIZE) | VIRTIO_BIT(BLK_F_TOPOLOGY);
 	b->read_only = info->read_only;
@@ -560,6 +567,9 @@ int virtio_blk_create(struct virtio_device **out, const struct virtio_blk_config
 	if (c->logical_block && block_info(c->block)->size % c->logical_block)
 		return error_set(err, EINVAL, "--disk %s: its size is not a multiple of block-size=%" PRIu32 "; take another block size", block_describe(c->block),
 				 c->logical_block);
+	if (c->logical_block && c->logical_block < smallest(block_info(c->block)))
+		return error_set(err, EINVAL, "--disk %s: its server takes no parts of blocks of %" PRIu32 " bytes; leave block-size=%" PRIu32 " out",
+				 block_describe(c->block), smallest(block_info(c->block)), c->logical_block);
 	struct blk *b = calloc(1, sizeof(*b));
 	if (!b)
 		return error_set(err, ENOMEM, "%s: out of memory", host->name);

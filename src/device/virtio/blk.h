@@ -26,7 +26,7 @@ struct virtio_blk_config {
 	char serial[VIRTIO_BLK_SERIAL + 1]; /* empty: the device's name */
 	unsigned queues;     /* 1..VIRTIO_BLK_MAX_QUEUES; 0: the caller puts the number of vCPUs, cut to that */
 	unsigned queue_size; /* a power of two */
-	uint32_t logical_block, physical_block; /* bytes; physical 0: what the backend says */
+	uint32_t logical_block, physical_block; /* bytes; 0: what the backend says */
 };
 
 /* The device's keys of a --disk value: serial=, queues=, queue-size=, block-size=, physical-block-size=. 0 or -EINVAL/-ERANGE. */

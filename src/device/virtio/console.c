@@ -78,13 +78,20 @@ static bool multiport(const struct console *c)
 	return virtio_has(&c->d, F_MULTIPORT);
 }
 
+/* The guest's next buffer; if there is none, it is asked to tell of one. */
+static struct virtio_chain *take_buffer(struct virtio_queue *q)
+{
+	struct virtio_chain *chain = virtq_pop(q);
+	return chain || !virtq_want_notify(q) ? chain : virtq_pop(q);
+}
+
 /* --- control: to the guest --- */
 
 /* One message into one buffer. False: there is none. */
 static bool tell(struct console *c, unsigned id, enum event event, uint16_t value, const void *more, size_t len)
 {
 	struct virtio_queue *q = virtio_queue(&c->d, CONTROL_RX);
-	struct virtio_chain *chain = virtq_pop(q);
+	struct virtio_chain *chain = take_buffer(q);
 	if (!chain)
 		return false;
 	const struct control m = { .id = id, .event = (uint16_t)event, .value = value };
@@ -239,7 +246,7 @@ static size_t on_room(void *opaque)
 		return 0;
 	struct virtio_queue *q = virtio_queue(&c->d, rx_queue(p->id));
 	for (unsigned n = 0; !p->rx && n < CHAINS_A_ROUND; n++) {
-		struct virtio_chain *chain = virtq_pop(q);
+		struct virtio_chain *chain = take_buffer(q);
 		if (!chain)
 			return 0;
 		if (chain->in_len)

@@ -179,6 +179,7 @@ static void transmit_queue(struct virtio_net *v, unsigned pair)
 			if (c->out_len < sizeof(struct net_header)) {
 				virtio_broken(&v->d, "a frame of %llu bytes has no room for the header", (unsigned long long)c->out_len);
 				virtq_drop(c);
+				net_flush(v->net);
 				return;
 			}
 			if (!transmit(v, pair, c)) {
@@ -237,6 +238,14 @@ static const struct net_client client = {
 	.link = on_link,
 };
 
+void virtio_net_retry(struct virtio_net *v)
+{
+	if (!v->rx_waits)
+		return;
+	v->rx_waits = false;
+	net_resume(v->net);
+}
+
 static void net_notify(struct virtio_device *d, unsigned q)
 {
 	struct virtio_net *v = net_of(d);
@@ -251,10 +260,7 @@ static void net_notify(struct virtio_device *d, unsigned q)
 		return;
 	}
 	virtq_no_notify(virtio_queue(d, q));
-	if (v->rx_waits) {
-		v->rx_waits = false;
-		net_resume(v->net);
-	}
+	virtio_net_retry(v);
 }
 
 static void net_start(struct virtio_device *d)
@@ -288,8 +294,12 @@ static bool net_reset(struct virtio_device *d)
 static bool net_queue_reset(struct virtio_device *d, unsigned q)
 {
 	struct virtio_net *v = net_of(d);
-	if (q % 2 && q < 2 * v->max_pairs)
+	if (q >= 2 * v->max_pairs)
+		return true;
+	if (q % 2)
 		v->tx_waits[q / 2] = false;
+	else
+		virtio_net_retry(v);
 	return true;
 }
 
@@ -366,8 +376,6 @@ int virtio_net_create(struct virtio_device **out, const struct virtio_net_config
 		free(v);
 		return r;
 	}
-	if (!c->packed)
-		v->d.offered &= ~VIRTIO_BIT(VIRTIO_F_RING_PACKED);
 	*out = &v->d;
 	return 0;
 }

@@ -8,7 +8,6 @@
 #ifndef TRAPLINE_DEVICE_VIRTIO_NET_H
 #define TRAPLINE_DEVICE_VIRTIO_NET_H
 
-#include <stdbool.h>
 #include <stdint.h>
 
 struct error;
@@ -24,10 +23,9 @@ struct virtio_net_config {
 	uint8_t mac[6];
 	unsigned queues; /* pairs, 1..VIRTIO_NET_MAX_PAIRS */
 	uint16_t mtu;	 /* 0: what the backend says, if anything */
-	bool packed;	 /* offer packed rings too */
 };
 
-/* The card's keys of a --net value: mac=, queues=, mtu=, packed=. Without mac=, an address made from the name of the VM and the number of the card: the same at
+/* The card's keys of a --net value: mac=, queues=, mtu=. Without mac=, an address made from the name of the VM and the number of the card: the same at
  * each run, and most likely no other VM's. 0 or -EINVAL/-ERANGE. */
 int virtio_net_parse(struct virtio_net_config *c, struct keyval *kv, const char *vm_name, unsigned index, struct error *err);
 

@@ -34,7 +34,7 @@ static bool parse_mac(const char *text, uint8_t *mac)
 
 int virtio_net_parse(struct virtio_net_config *c, struct keyval *kv, const char *vm_name, unsigned index, struct error *err)
 {
-	*c = (struct virtio_net_config){ .queues = 1, .packed = true };
+	*c = (struct virtio_net_config){ .queues = 1 };
 	uint64_t h = hash(vm_name, index);
 	memcpy(c->mac, &h, sizeof(c->mac));
 	c->mac[0] = (uint8_t)((c->mac[0] & 0xfc) | 2); /* locally administered, unicast */
@@ -47,8 +47,6 @@ int virtio_net_parse(struct virtio_net_config *c, struct keyval *kv, const char 
 	int r = keyval_u64(kv, "queues", 1, VIRTIO_NET_MAX_PAIRS, &queues, err);
 	if (!r)
 		r = keyval_u64(kv, "mtu", 68, 65535, &mtu, err);
-	if (!r)
-		r = keyval_bool(kv, "packed", &c->packed, err);
 	c->queues = (unsigned)queues;
 	c->mtu = (uint16_t)mtu;
 	return r;

@@ -93,6 +93,7 @@ static bool set_pairs(struct virtio_net *v, unsigned command, struct command *c)
 	v->pairs = pairs;
 	memset(v->flow_pair, 0, sizeof(v->flow_pair));
 	net_set_queues(v->net, pairs);
+	virtio_net_retry(v);
 	return true;
 }
 

@@ -108,6 +108,9 @@ void virtio_net_control(struct virtio_net *v, struct virtio_queue *queue);
 void virtio_net_filter_reset(struct virtio_net *v);
 bool virtio_net_filter(const struct virtio_net *v, const uint8_t *head, size_t len);
 
+/* net.c: a frame that waits for room may go elsewhere now, or nowhere: the kick that it waits for may never come. */
+void virtio_net_retry(struct virtio_net *v);
+
 /* net.c: NET_GIVES_ bits for a set of guest offload feature bits. */
 unsigned virtio_net_gives(uint64_t features);
 

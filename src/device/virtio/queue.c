@@ -352,6 +352,9 @@ void virtq_unpop(struct virtio_queue *q, struct virtio_chain *c)
 
 void virtq_drop(struct virtio_chain *c)
 {
+	/* A request that was in flight may have written to all of it. */
+	for (unsigned i = c->nout; i < c->nout + c->nin; i++)
+		ram_written(c->queue->dev->ram, c->gpa[i], c->iov[i].iov_len);
 	if (is_current(c))
 		c->queue->in_flight -= c->ndesc;
 	give_chain(c);

@@ -238,6 +238,7 @@ void shadow_fail(struct shadow *s, uint64_t (*fail)(struct virtio_chain *c))
 		if (!s->chain[i])
 			continue;
 		struct virtio_chain *c = release(s, (uint16_t)i);
+		tell_watcher(c, s->ram, 0); /* how far the back end came nobody knows */
 		virtq_push(s->queue, c, fail(c));
 	}
 	virtq_notify(s->queue);

@@ -53,7 +53,8 @@ bool shadow_forward(struct shadow *s);
  * of it can be believed any more. */
 const char *shadow_return(struct shadow *s);
 
-/* The ring from its start, with everything outstanding posted again: for a back end that knows nothing of it. True: kick it. */
+/* The ring from its start, with everything outstanding posted again: for a back end that knows nothing of it. True: kick it. Forward
+ * next: what waited in the guest's ring because the shadow was full still does. */
 bool shadow_restart(struct shadow *s);
 /* Forget what is outstanding: in a reset. */
 void shadow_drop(struct shadow *s);

@@ -2,7 +2,8 @@
  * What a vhost back end is to the devices in front (vhost_device.c): something that serves split rings in memory that it shares with us.
  * vhost_user.c speaks to one behind a socket; a kernel's /dev/vhost-* would be another table of these.
  *
- * Device lock held, or before the loop runs. Each call waits for the back end for a bounded time. A call that fails means that the
+ * Device lock held, or before the loop runs. Calls wait for the back end until v->deadline at most, which the caller sets (one for all calls of
+ * a turn: a back end that answers each just in time must not hold the VM up). A call that fails means that the
  * back end is of no use any more, with one phrase of why in `why`; nothing but close and reopen is called then.
  */
 #ifndef TRAPLINE_DEVICE_VIRTIO_VHOST_BACKEND_H
@@ -34,8 +35,7 @@ struct vhost_ring {
 struct vhost_ops {
 	const char *kind; /* "vhost-user" */
 	int (*set_features)(struct vhost *v, uint64_t features);
-	/* May take long: back ends touch all of it. `patience`: seconds. */
-	int (*set_memory)(struct vhost *v, const struct vhost_region *region, unsigned n, unsigned patience);
+	int (*set_memory)(struct vhost *v, const struct vhost_region *region, unsigned n); /* may take long: some touch all of it */
 	int (*start_ring)(struct vhost *v, const struct vhost_ring *ring);
 	/* After it the back end touches neither the ring nor its buffers. */
 	int (*stop_ring)(struct vhost *v, unsigned index);
@@ -55,6 +55,7 @@ struct vhost {
 	uint64_t features;   /* virtio's, that it offers */
 	bool reopens;	     /* a lost connection can be made again */
 	unsigned max_queues; /* at least 1; UINT_MAX: it does not say */
+	uint64_t deadline;   /* clock_ns() */
 	char why[128];
 	/* The device in front: from the loop. */
 	void (*lost)(void *opaque);	      /* it closed the connection, or talks nonsense; hang up */
@@ -62,8 +63,10 @@ struct vhost {
 	void *opaque;
 };
 
+#define VHOST_OPEN_SECONDS 15 /* a back end may be busy with another VM's memory */
+
 /* Connect to the vhost-user back end that listens at `path`; or take the connection `fd` (>= 0, taken over also on failure) for which `path`
- * is only a name. -errno with a sentence that begins with `option`. */
+ * is only a name. Waits up to VHOST_OPEN_SECONDS. -errno with a sentence that begins with `option`. */
 int vhost_user_open(struct vhost **out, const char *path, int fd, struct loop *loop, const char *option, struct error *err);
 
 #endif

@@ -46,6 +46,7 @@ static void blk_config_write(struct virtio_device *d, unsigned offset, unsigned 
 	uint8_t wce = (uint8_t)value;
 	if (offset != CONFIG_WCE || size != 1 || wce > 1 || !virtio_has(d, BLK_F_CONFIG_WCE) || vd->state != VHOST_SERVED)
 		return;
+	vhost_device_patience(vd);
 	if (vd->v->ops->set_config(vd->v, offset, &wce, 1) < 0) {
 		vhost_device_lost(vd);
 		return;

@@ -16,10 +16,10 @@
 #include "mem/ram.h"
 
 #define RETRY_SOON_NS (NS_PER_SEC / 2) /* a back end that was only started anew */
-#define RETRY_SECONDS 2
-#define RETRY_SECONDS_MAX 60 /* of one that answers, but not in time: the VM stands still meanwhile */
-#define PATIENCE_START 60    /* seconds for mapping guest memory before the machine runs; and while it does: */
-#define PATIENCE_RUN 5
+#define RETRY_NS (2 * NS_PER_SEC)
+#define RETRY_SHARE 10		       /* of the time at most goes into waiting for a back end that is slow */
+#define PATIENCE_OPEN (60 * NS_PER_SEC) /* for mapping guest memory before the machine runs */
+#define PATIENCE (3 * NS_PER_SEC)	/* while it does, and stands still: all that is said in one turn */
 #define LOSSES_LOGGED 10
 #define RINGS_GPA (1ull << 46) /* where the back end is told that the rings' memory is: above any RAM; no descriptor points there */
 
@@ -28,7 +28,19 @@ static struct vhost_device *device_of(struct virtio_device *d)
 	return (struct vhost_device *)d;
 }
 
+void vhost_device_patience(struct vhost_device *vd)
+{
+	vd->v->deadline = clock_ns() + PATIENCE;
+}
+
 /* --- the back end goes, and comes back --- */
+
+static void arm_retry(struct vhost_device *vd, uint64_t wait)
+{
+	if (wait < RETRY_SHARE * vd->slowness)
+		wait = RETRY_SHARE * vd->slowness;
+	vtimer_arm(&vd->retry, clock_ns() + wait);
+}
 
 static void let_go(struct vhost_device *vd, enum vhost_state state, const char *then)
 {
@@ -80,7 +92,7 @@ void vhost_device_lost(struct vhost_device *vd)
 		let_go(vd, VHOST_IDLE, "it is connected again when the guest needs it");
 	} else {
 		let_go(vd, VHOST_AWAY, "requests wait until it is back");
-		vtimer_arm(&vd->retry, clock_ns() + RETRY_SOON_NS);
+		arm_retry(vd, RETRY_SOON_NS);
 	}
 }
 
@@ -101,9 +113,11 @@ static void on_lost(void *opaque)
 
 static void kick(struct vhost_queue *q)
 {
+	/* EAGAIN: it was kicked 2^64 times and did not look. (O_NONBLOCK belongs to both of us: a back end that takes it away and fills the
+	 * counter makes this wait. Nothing but an eventfd would do as a kick, and there is no way to write to one that never waits.) */
 	uint64_t one = 1;
 	ssize_t n = write(q->kick, &one, sizeof(one));
-	(void)n; /* EAGAIN: it was kicked 2^64 times and did not look */
+	(void)n;
 }
 
 static void forward(struct vhost_queue *q)
@@ -142,9 +156,12 @@ static int serve_ring(struct vhost_device *vd, unsigned i)
 		.call = q->call,
 	};
 	int r = vd->v->ops->start_ring(vd->v, &ring);
-	if (r == 0 && waiting)
+	if (r < 0)
+		return r;
+	/* More may wait in the guest's ring, without a notification to come, if the shadow was full. */
+	if (shadow_forward(&q->shadow) || waiting)
 		kick(q);
-	return r;
+	return 0;
 }
 
 static bool begin_ring(struct vhost_device *vd, unsigned i)
@@ -155,13 +172,14 @@ static bool begin_ring(struct vhost_device *vd, unsigned i)
 	if (!virtq_ready(virtio_queue(&vd->d, i)))
 		return false;
 	q->used = true;
+	vhost_device_patience(vd);
 	if (vd->state == VHOST_SERVED && serve_ring(vd, i) < 0)
 		vhost_device_lost(vd);
 	return true;
 }
 
 /* Once a connection. */
-static int show_memory(struct vhost_device *vd, unsigned patience)
+static int show_memory(struct vhost_device *vd)
 {
 	const struct guest_ram *ram = vd->d.ram;
 	struct vhost_region region[4];
@@ -173,13 +191,13 @@ static int show_memory(struct vhost_device *vd, unsigned patience)
 	if (ram->room.size) /* as a whole: blocks come and go in it */
 		region[n++] = (struct vhost_region){ ram->room.gpa, ram->room.size, (uintptr_t)ram->room.hva, (uint64_t)(ram->room.hva - ram->base), ram->fd };
 	region[n++] = (struct vhost_region){ RINGS_GPA, vd->memory_size, (uintptr_t)vd->memory, 0, vd->memory_fd };
-	return vd->v->ops->set_memory(vd->v, region, n, patience);
+	return vd->v->ops->set_memory(vd->v, region, n);
 }
 
 static int reconnect(struct vhost_device *vd, struct error *err)
 {
 	int r = vd->v->ops->reopen(vd->v, err);
-	if (r == 0 && (r = show_memory(vd, PATIENCE_RUN)) < 0) {
+	if (r == 0 && (r = show_memory(vd)) < 0) {
 		error_set(err, -r, "%s: the back end at %s is of no use: %s", vd->d.name, vd->v->name, vd->v->why);
 		vd->v->ops->hang_up(vd->v);
 	}
@@ -204,22 +222,24 @@ static void retry(void *opaque)
 	struct error err;
 	if (vd->state != VHOST_AWAY)
 		return;
+	uint64_t begin = clock_ns();
+	vhost_device_patience(vd);
 	int r = reconnect(vd, &err);
 	if (r == 0) {
 		vd->state = VHOST_SERVED;
 		r = serve(vd);
-		if (r == 0) {
-			vd->retry_seconds = RETRY_SECONDS;
-			log_warn("%s %s: the back end at %s is back", vd->d.ops->name, vd->d.name, vd->v->name);
-			return;
-		}
-		vd->v->ops->hang_up(vd->v);
-		vd->connected = false;
-		vd->state = VHOST_AWAY;
 	}
-	if (r == -ETIMEDOUT)
-		vd->retry_seconds = vd->retry_seconds * 2 < RETRY_SECONDS_MAX ? vd->retry_seconds * 2 : RETRY_SECONDS_MAX;
-	vtimer_arm(&vd->retry, clock_ns() + vd->retry_seconds * NS_PER_SEC);
+	vd->slowness = clock_ns() - begin;
+	if (r == 0) {
+		if (vd->losses <= LOSSES_LOGGED)
+			log_warn("%s %s: the back end at %s is back", vd->d.ops->name, vd->d.name, vd->v->name);
+		return;
+	}
+	if (vd->connected)
+		vd->v->ops->hang_up(vd->v);
+	vd->connected = false;
+	vd->state = VHOST_AWAY;
+	arm_retry(vd, RETRY_NS);
 }
 
 /* --- what the core calls --- */
@@ -228,6 +248,7 @@ void vhost_device_start(struct virtio_device *d)
 {
 	struct vhost_device *vd = device_of(d);
 	struct error err;
+	vhost_device_patience(vd);
 	if (!vd->connected && vd->v->reopens) {
 		if (reconnect(vd, &err) < 0 && ++vd->losses <= LOSSES_LOGGED)
 			log_warn("%s", err.text);
@@ -237,7 +258,7 @@ void vhost_device_start(struct virtio_device *d)
 	if (!vd->connected) {
 		vd->state = vd->v->reopens ? VHOST_AWAY : VHOST_GONE;
 		if (vd->v->reopens)
-			vtimer_arm(&vd->retry, clock_ns() + vd->retry_seconds * NS_PER_SEC);
+			arm_retry(vd, RETRY_NS);
 		else if (!vd->fail)
 			virtio_needs_reset(d);
 		return;
@@ -272,7 +293,7 @@ static void end_ring(struct vhost_device *vd, unsigned i)
 bool vhost_device_reset(struct virtio_device *d)
 {
 	struct vhost_device *vd = device_of(d);
-	vtimer_cancel(&vd->retry);
+	vhost_device_patience(vd);
 	for (unsigned i = 0; i < vd->nrings; i++)
 		end_ring(vd, i);
 	vtimer_cancel(&vd->retry);
@@ -283,6 +304,7 @@ bool vhost_device_reset(struct virtio_device *d)
 bool vhost_device_queue_reset(struct virtio_device *d, unsigned q)
 {
 	struct vhost_device *vd = device_of(d);
+	vhost_device_patience(vd);
 	if (q < vd->nrings)
 		end_ring(vd, q);
 	return true;
@@ -295,6 +317,7 @@ static void on_config_changed(void *opaque)
 	if (!vd->backend_config)
 		return;
 	memcpy(before, vd->config, sizeof(before));
+	vhost_device_patience(vd);
 	if (vd->v->ops->get_config(vd->v, vd->config, vd->backend_config) < 0) {
 		memcpy(vd->config, before, sizeof(before));
 		vhost_device_lost(vd);
@@ -308,14 +331,14 @@ static void on_config_changed(void *opaque)
 
 void vhost_device_stats(struct virtio_device *d, char *text, size_t room)
 {
-	static const char *const names[] = { "idle", "served", "away", "gone" };
 	const struct vhost_device *vd = device_of(d);
 	unsigned outstanding = 0;
 	for (unsigned i = 0; i < vd->nrings; i++)
 		outstanding += vd->ring[i].shadow.outstanding;
 	size_t len = strlen(text);
 	if (len < room)
-		snprintf(text + len, room - len, "backend %s\nbackend-state %s\nin-flight %u\n", vd->v->name, names[vd->state], outstanding);
+		snprintf(text + len, room - len, "backend %s\nserved %u\nlosses %u\nin_flight %u\n", vd->v->name, vd->state == VHOST_SERVED, vd->losses,
+			 outstanding);
 }
 
 /* --- life --- */
@@ -357,7 +380,6 @@ int vhost_device_init(struct vhost_device *vd, const struct virtio_ops *ops, con
 		sizes[i] = queue_size;
 	vd->v = v;
 	vd->connected = true;
-	vd->retry_seconds = RETRY_SECONDS;
 	vd->memory_fd = -1;
 	vd->passed = passed & v->features;
 	vd->nrings = nrings;
@@ -370,7 +392,8 @@ int vhost_device_init(struct vhost_device *vd, const struct virtio_ops *ops, con
 			 : error_set(err, ENOMEM, "%s: out of memory", host->name);
 	if (r == 0)
 		r = make_rings(vd, err);
-	if (r == 0 && (r = show_memory(vd, PATIENCE_START)) < 0)
+	v->deadline = clock_ns() + PATIENCE_OPEN;
+	if (r == 0 && (r = show_memory(vd)) < 0)
 		error_set(err, -r, "%s: the back end at %s is of no use: %s", host->name, v->name, v->why);
 	if (r < 0) {
 		vhost_device_fini(vd);

@@ -46,7 +46,7 @@ struct vhost_device {
 	size_t memory_size, ring_bytes;
 	int memory_fd;
 	struct vtimer retry;
-	unsigned retry_seconds;
+	uint64_t slowness; /* ns that the last connecting again took: the VM stood still */
 	unsigned losses; /* for the log: a back end that comes and goes does not fill the terminal */
 	uint8_t config[VHOST_CONFIG_MAX];
 	unsigned backend_config; /* bytes of config that the back end fills in; 0: none */
@@ -67,6 +67,8 @@ bool vhost_device_reset(struct virtio_device *d);
 bool vhost_device_queue_reset(struct virtio_device *d, unsigned q);
 void vhost_device_stats(struct virtio_device *d, char *text, size_t room);
 
+/* Before calls of vd->v's operations while the machine runs. */
+void vhost_device_patience(struct vhost_device *vd);
 /* The back end failed a call (v->why says how). */
 void vhost_device_lost(struct vhost_device *vd);
 

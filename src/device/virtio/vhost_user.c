@@ -2,7 +2,7 @@
  * The vhost-user protocol, front end (QEMU documentation, "Vhost-user Protocol"; section names below are that document's).
  *
  * One stream socket, on which we ask and the back end answers; a second one of our making, on which it tells of changed
- * configurations. Nothing is waited for longer than REPLY_NS (but its mapping of guest memory), nothing is believed that is not of the expected type and length, and file
+ * configurations. Nothing is waited for beyond v.deadline, nothing is believed that is not of the expected type and length, and file
  * descriptors that it sends are never received (a recv without ancillary space drops them).
  */
 #include <errno.h>
@@ -23,8 +23,6 @@
 #include "device/virtio/virtio.h"
 #include "vm/loop.h"
 
-#define REPLY_NS (3 * NS_PER_SEC)
-#define REPLY_OPEN_NS (15 * NS_PER_SEC) /* before the machine runs: a back end may be busy with another VM's memory */
 #define REGIONS_MAX 8	   /* "Memory regions description" */
 #define CONFIG_NS (NS_PER_SEC / 10) /* between two reads of a configuration that "changes" all the time */
 
@@ -89,7 +87,6 @@ struct vhost_user {
 	int fd;		/* -1: hung up */
 	int backend_fd; /* our end of the back end's own channel, or -1 */
 	uint64_t raw_features, protocol;
-	uint64_t reply_ns; /* for the answer to the next message */
 	uint8_t heard[sizeof(struct header) + 64]; /* a message of the back end's channel that has come in part */
 	unsigned nheard;
 	struct vtimer config_timer;
@@ -113,14 +110,14 @@ __attribute__((format(printf, 3, 4))) static int fail(struct vhost_user *u, int 
 
 /* --- messages --- */
 
-static bool await(struct vhost_user *u, short events, uint64_t deadline)
+static bool await(struct vhost_user *u, short events)
 {
 	for (;;) {
 		uint64_t now = clock_ns();
-		if (now >= deadline)
+		if (now >= u->v.deadline)
 			return false;
 		struct pollfd p = { .fd = u->fd, .events = events };
-		int r = poll(&p, 1, (int)((deadline - now) / 1000000) + 1);
+		int r = poll(&p, 1, (int)((u->v.deadline - now) / 1000000) + 1);
 		if (r > 0)
 			return true;
 		if (r < 0 && errno != EINTR)
@@ -132,7 +129,6 @@ static int send_message(struct vhost_user *u, enum request request, uint32_t fla
 {
 	if (u->fd < 0)
 		return fail(u, ENOTCONN, "it is not connected");
-	uint64_t deadline = clock_ns() + REPLY_NS;
 	struct header h = { request, FLAG_VERSION | flags, size };
 	uint8_t all[sizeof(h) + sizeof(struct mem_table) + VHOST_CONFIG_MAX];
 	memcpy(all, &h, sizeof(h));
@@ -164,13 +160,13 @@ static int send_message(struct vhost_user *u, enum request request, uint32_t fla
 			continue;
 		if (n < 0 && errno != EAGAIN)
 			return fail(u, errno, "it closed the connection (%s)", strerror(errno));
-		if (!await(u, POLLOUT, deadline))
+		if (!await(u, POLLOUT))
 			return fail(u, ETIMEDOUT, "it takes no messages");
 	}
 	return 0;
 }
 
-static int receive(struct vhost_user *u, void *buf, size_t size, uint64_t deadline)
+static int receive(struct vhost_user *u, void *buf, size_t size)
 {
 	size_t got = 0;
 	while (got < size) {
@@ -185,7 +181,7 @@ static int receive(struct vhost_user *u, void *buf, size_t size, uint64_t deadli
 			continue;
 		if (errno != EAGAIN)
 			return fail(u, errno, "it closed the connection (%s)", strerror(errno));
-		if (!await(u, POLLIN, deadline))
+		if (!await(u, POLLIN))
 			return fail(u, ETIMEDOUT, "it does not answer");
 	}
 	return 0;
@@ -194,15 +190,14 @@ static int receive(struct vhost_user *u, void *buf, size_t size, uint64_t deadli
 /* The answer to `request`: at most `room` bytes, its size in *size. */
 static int receive_reply(struct vhost_user *u, enum request request, void *payload, uint32_t room, uint32_t *size)
 {
-	uint64_t deadline = clock_ns() + u->reply_ns;
 	struct header h;
-	int r = receive(u, &h, sizeof(h), deadline);
+	int r = receive(u, &h, sizeof(h));
 	if (r < 0)
 		return r;
 	if (h.request != request || (h.flags & FLAG_VERSION_MASK) != FLAG_VERSION || !(h.flags & FLAG_REPLY) || h.size > room)
 		return fail(u, EPROTO, "its answer to message %d is no answer (type %u, flags 0x%x, %u bytes)", request, h.request, h.flags, h.size);
 	*size = h.size;
-	return receive(u, payload, h.size, deadline);
+	return receive(u, payload, h.size);
 }
 
 /* A message without an answer of its own: with REPLY_ACK the back end says whether it liked it. */
@@ -261,9 +256,10 @@ static void config_news(void *opaque)
 	if (!u->config_due || u->fd < 0)
 		return;
 	u->config_due = false;
-	u->config_time = clock_ns();
+	uint64_t begin = clock_ns();
 	if (u->v.config_changed)
 		u->v.config_changed(u->v.opaque);
+	u->config_time = clock_ns() + 9 * (clock_ns() - begin); /* a slow one does not get all our time */
 }
 
 static void close_backend_channel(struct vhost_user *u)
@@ -441,7 +437,7 @@ static int user_set_features(struct vhost *v, uint64_t features)
 	return command_u64(u, SET_FEATURES, features | (u->raw_features & VIRTIO_BIT(F_PROTOCOL_FEATURES)));
 }
 
-static int user_set_memory(struct vhost *v, const struct vhost_region *region, unsigned n, unsigned patience)
+static int user_set_memory(struct vhost *v, const struct vhost_region *region, unsigned n)
 {
 	struct vhost_user *u = user_of(v);
 	struct mem_table t = { .n = n };
@@ -452,10 +448,7 @@ static int user_set_memory(struct vhost *v, const struct vhost_region *region, u
 		t.region[i] = (struct mem_region){ region[i].gpa, region[i].size, region[i].user, region[i].offset };
 		fds[i] = region[i].fd;
 	}
-	u->reply_ns = patience * NS_PER_SEC;
-	int r = command(u, SET_MEM_TABLE, &t, 8 + n * (uint32_t)sizeof(t.region[0]), fds, n);
-	u->reply_ns = REPLY_NS;
-	return r;
+	return command(u, SET_MEM_TABLE, &t, 8 + n * (uint32_t)sizeof(t.region[0]), fds, n);
 }
 
 static int vring_fd(struct vhost_user *u, enum request request, unsigned index, int fd)
@@ -571,7 +564,7 @@ int vhost_user_open(struct vhost **out, const char *path, int fd, struct loop *l
 	u->path = copy;
 	u->v.reopens = copy;
 	u->backend_fd = -1;
-	u->reply_ns = REPLY_OPEN_NS;
+	u->v.deadline = clock_ns() + VHOST_OPEN_SECONDS * NS_PER_SEC;
 	u->fd = fd >= 0 ? fd : connect_to(path, option, err);
 	vtimer_init(&u->config_timer, loop, config_news, u);
 	int r = u->fd < 0 ? u->fd : begin(u, err);
@@ -581,7 +574,6 @@ int vhost_user_open(struct vhost **out, const char *path, int fd, struct loop *l
 		user_close(&u->v);
 		return r;
 	}
-	u->reply_ns = REPLY_NS;
 	*out = &u->v;
 	return 0;
 }

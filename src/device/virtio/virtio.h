@@ -182,7 +182,7 @@ void virtq_push(struct virtio_queue *q, struct virtio_chain *c, uint64_t written
 void virtq_push_all(struct virtio_queue *q, struct virtio_chain *const *c, const uint64_t *written, unsigned n);
 /* Put back what was popped last and is not wanted yet (several: in reverse order of popping). */
 void virtq_unpop(struct virtio_queue *q, struct virtio_chain *c);
-/* Free a chain without answering it: only in reset. */
+/* Free a chain without answering it: only in reset. Tells the RAM watcher of all its device-writable parts. */
 void virtq_drop(struct virtio_chain *c);
 /* Interrupt the guest if it wants one for what was pushed since the last call (flags, event index). After each batch. */
 void virtq_notify(struct virtio_queue *q);

@@ -719,7 +719,11 @@ static void tell_reset(struct vsock_device *v)
 {
 	struct virtio_queue *q = virtio_queue(&v->d, EVENT);
 	const uint32_t transport_reset = 0; /* VIRTIO_VSOCK_EVENT_TRANSPORT_RESET */
-	struct virtio_chain *chain = v->reset_pending ? virtq_pop(q) : NULL;
+	if (!v->reset_pending)
+		return;
+	struct virtio_chain *chain = virtq_pop(q);
+	if (!chain && virtq_want_notify(q))
+		chain = virtq_pop(q);
 	if (!chain)
 		return;
 	v->reset_pending = false;
