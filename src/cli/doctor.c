@@ -67,7 +67,7 @@ static void print_kvm(FILE *to)
 {
 	struct kvm_probe p;
 	kvm_probe(&p);
-	fprintf(to, "  kvm         not in this build yet; /dev/kvm: ");
+	fprintf(to, "  /dev/kvm    ");
 	switch (p.state) {
 	case KVM_PROBE_MISSING:
 		fprintf(to, "missing\n");
@@ -92,16 +92,13 @@ int doctor_print(FILE *to)
 	print_host(to);
 
 	fprintf(to, "Accelerators\n");
-	bool have_kvm = false;
 	for (const struct accel_ops *const *a = accel_list(); *a; a++) {
 		struct error why = { "" };
 		bool works = (*a)->probe(&why) == 0;
-		have_kvm |= !strcmp((*a)->name, "kvm");
 		fprintf(to, "  %-10s  %s: %s\n", (*a)->name, works ? "works here" : "does not work here",
 			works ? (*a)->description : why.text);
 	}
-	if (!have_kvm)
-		print_kvm(to);
+	print_kvm(to);
 
 	struct error err = { "" };
 	const struct accel_ops *chosen = run_choose_accel("auto", &err);

@@ -101,10 +101,7 @@ const struct accel_ops *run_choose_accel(const char *name, struct error *err)
 	}
 	const struct accel_ops *accel = accel_find(name);
 	if (!accel) {
-		if (!strcmp(name, "kvm"))
-			error_set(err, ENODEV, "--accel kvm: this build has no KVM accelerator yet; use --accel dbt");
-		else
-			error_set(err, ENODEV, "--accel %s: this build does not have it; trapline doctor lists what it has", name);
+		error_set(err, ENODEV, "--accel %s: this build does not have it; trapline doctor lists what it has", name);
 		return NULL;
 	}
 	struct error why;

@@ -136,11 +136,10 @@ def test_empty_and_unreadable_files(any_accel, tmp_path, option):
     refused(run("run", *first, option, str(file)), f"{option} {file}: cannot read it")
 
 
-def test_kvm_is_plainly_absent():
-    result = run("run", "--accel", "kvm", "--kernel", kernel())
-    if "accelerator yet" not in result.err:
-        pytest.skip("this build has a KVM accelerator")
-    refused(result, "--accel kvm: this build has no KVM accelerator yet; use --accel dbt")
+def test_kvm_without_a_device():
+    if os.path.exists("/dev/kvm"):
+        pytest.skip("this host has /dev/kvm")
+    refused(run("run", "--accel", "kvm", "--kernel", kernel()), "--accel kvm: this host cannot run it: there is no /dev/kvm")
 
 
 def test_not_a_kernel(any_accel, tmp_path):

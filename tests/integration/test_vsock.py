@@ -165,7 +165,7 @@ def test_console_ports(tmp_path):
 def test_console_size(more):
     """hvc0 on a terminal: its size at the start and after a change."""
     need("dbt")
-    script = "sleep 1; stty size </dev/hvc0 >/dev/hvc0; read -r x </dev/hvc0; stty size </dev/hvc0 >/dev/hvc0; echo heard $x >/dev/hvc0"
+    script = "sleep 1; stty size </dev/hvc0 >/dev/hvc0; read -r x </dev/hvc0; until stty size </dev/hvc0 | grep -q 120; do sleep 1; done; stty size </dev/hvc0 >/dev/hvc0; echo heard $x >/dev/hvc0"
     child = pexpect.spawn(TRAPLINE, boot_args("dbt", f'trapline.exec="{script}"') + ["--console", "stdio", *more],
                           timeout=timeout_of("dbt"), dimensions=(33, 101))
     try:

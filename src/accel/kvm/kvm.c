@@ -520,7 +520,7 @@ static int kvm_vcpu_create(struct accel_vcpu **out, struct accel_vm *vm, const s
 
 const struct accel_ops accel_kvm = {
 	.name = "kvm",
-	.description = "hardware virtualization by the kernel's KVM",
+	.description = "the kernel's KVM, with our own interrupt controllers; not proved on hardware yet, so auto leaves it out",
 	.probe = kvm_probe_ops,
 	.caps = kvm_caps,
 	.vm_create = kvm_vm_create,
