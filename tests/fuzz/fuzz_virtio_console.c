@@ -1,4 +1,5 @@
 /* virtio-console under a hostile driver, with somebody at the other end of a port who reads, writes, comes and goes. */
+#include <errno.h>
 #include <signal.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -64,8 +65,12 @@ static void console_event(struct vfuzz *f)
 		if (side->fd >= 0)
 			break;
 		side->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-		if (connect(side->fd, (struct sockaddr *)&side->at, sizeof(side->at)) < 0)
-			abort();
+		if (connect(side->fd, (struct sockaddr *)&side->at, sizeof(side->at)) < 0) {
+			if (errno != EAGAIN) /* the backlog is full: earlier ones that came and went were not looked at yet */
+				abort();
+			close(side->fd);
+			side->fd = -1;
+		}
 		break;
 	case 1:
 		if (side->fd >= 0)
