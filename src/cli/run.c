@@ -85,7 +85,10 @@ static void signal_watch_init(struct signal_watch *w)
 	sigaddset(&w->set, SIGINT);
 	sigaddset(&w->set, SIGTERM);
 	sigaddset(&w->set, SIGHUP);
-	pthread_sigmask(SIG_BLOCK, &w->set, NULL);
+	/* SIGWINCH too: it is taken by descriptor (chardev/stdio.c), and a thread that does not block it, such as ours, would lose it. */
+	sigset_t blocked = w->set;
+	sigaddset(&blocked, SIGWINCH);
+	pthread_sigmask(SIG_BLOCK, &blocked, NULL);
 	signal(SIGPIPE, SIG_IGN);
 }
 
