@@ -119,6 +119,15 @@ int64_t aio_step(const struct aio_job *j, bool now)
 	return r < 0 ? -errno : r;
 }
 
+int aio_run(struct aio_job *j)
+{
+	int r;
+	do
+		r = aio_advance(j, aio_step(j, false));
+	while (r == AIO_AGAIN);
+	return r;
+}
+
 /* --- the engines together --- */
 
 static void on_event(void *opaque, uint32_t revents)

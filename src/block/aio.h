@@ -52,6 +52,10 @@ int aio_create(struct aio **out, enum aio_engine engine, struct loop *loop, stru
 void aio_destroy(struct aio *a);
 const char *aio_name(const struct aio *a); /* "io_uring" or "threads" */
 
+/* Do all of a job here and now (a new one: the engine's fields are zero); `done` is not called. For worker threads and for opening: needs no engine
+ * and no lock. 0 or -errno. */
+int aio_run(struct aio_job *j);
+
 void aio_submit(struct aio *a, struct aio_job *j);
 void aio_work_submit(struct aio *a, struct aio_work *w);
 /* Start what was submitted; call `done` of everything that is complete. Callbacks may submit more; aio_kick from a callback is noted, and

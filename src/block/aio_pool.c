@@ -59,15 +59,6 @@ static struct aio_work *work_take(struct work_list *l)
 	return w;
 }
 
-static int run_job(struct aio_job *j)
-{
-	int r;
-	do
-		r = aio_advance(j, aio_step(j, false));
-	while (r == AIO_AGAIN);
-	return r;
-}
-
 /* [lock] There is one more in the lists. Whoever empties them takes all: only the first need be announced. */
 static void finished(struct aio_pool *p)
 {
@@ -82,7 +73,7 @@ static void finished(struct aio_pool *p)
 static void do_job(struct aio_pool *p, struct aio_job *j)
 {
 	pthread_mutex_unlock(&p->lock);
-	j->result = run_job(j);
+	j->result = aio_run(j);
 	pthread_mutex_lock(&p->lock);
 	aio_jobs_add(&p->finished, j);
 	finished(p);
@@ -111,7 +102,7 @@ static bool do_writes(struct aio_pool *p)
 		return false;
 	pthread_mutex_unlock(&p->lock);
 	for (j = batch.first; j; j = j->next)
-		j->result = run_job(j);
+		j->result = aio_run(j);
 	pthread_mutex_lock(&p->lock);
 	while ((j = aio_jobs_take(&batch))) {
 		aio_jobs_add(&p->finished, j);

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "block/aio.h"
 #include "block/driver.h"
 
 /* Where a walk along iovecs is. */
@@ -34,35 +35,16 @@ static void copy(struct place *p, uint8_t *buf, size_t len, bool to_iov)
 
 static int read_all(int fd, uint8_t *buf, size_t len, uint64_t offset)
 {
-	size_t got = 0;
-	while (got < len) {
-		ssize_t n = pread(fd, buf + got, len - got, (off_t)(offset + got));
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0)
-			return -errno;
-		got += (size_t)n;
-		if (!n || n % 512) /* the end: nothing else cuts a sector */
-			break;
-	}
-	memset(buf + got, 0, len - got);
-	return 0;
+	struct iovec v = { buf, len };
+	struct aio_job j = { .op = AIO_READ, .fd = fd, .offset = offset, .len = len, .iov = &v, .niov = 1 };
+	return aio_run(&j);
 }
 
 static int write_all(const struct bounce *b, uint8_t *buf, size_t len, uint64_t offset)
 {
-	while (len) {
-		struct iovec v = { buf, len };
-		ssize_t n = pwritev2(b->fd, &v, 1, (off_t)offset, b->datasync ? RWF_DSYNC : 0);
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			return n < 0 ? -errno : -EIO;
-		buf += n;
-		len -= (size_t)n;
-		offset += (uint64_t)n;
-	}
-	return 0;
+	struct iovec v = { buf, len };
+	struct aio_job j = { .op = AIO_WRITE, .fd = b->fd, .offset = offset, .len = len, .iov = &v, .niov = 1, .flags = b->datasync ? AIO_DATASYNC : 0 };
+	return aio_run(&j);
 }
 
 /* A buffer for a request, and how much of the request each round takes: so much that with the rest of its first and last block it fits. */

@@ -304,25 +304,11 @@ static void file_kick(struct block_node *n)
 static int file_pread(struct block_node *n, void *buf, uint64_t len, uint64_t offset)
 {
 	const struct file *f = n->priv;
-	if (f->direct) {
-		struct iovec v = { buf, len };
+	struct iovec v = { buf, len };
+	if (f->direct)
 		return bounce_read(&f->bounce, &v, 1, offset, len);
-	}
-	for (uint8_t *p = buf; len;) {
-		ssize_t r = pread(f->fd, p, len, (off_t)offset);
-		if (r < 0 && errno == EINTR)
-			continue;
-		if (r < 0)
-			return -errno;
-		if (!r) {
-			memset(p, 0, len);
-			break;
-		}
-		p += r;
-		len -= (uint64_t)r;
-		offset += (uint64_t)r;
-	}
-	return 0;
+	struct aio_job j = { .op = AIO_READ, .fd = f->fd, .offset = offset, .len = len, .iov = &v, .niov = 1, .flags = AIO_CACHED };
+	return aio_run(&j);
 }
 
 /* --- opening --- */

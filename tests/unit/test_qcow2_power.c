@@ -12,8 +12,8 @@
 #define NBLOCKS (SIZE / BLOCK)
 #define FILE_MAX (24u << 20)
 
-ssize_t __real_pwritev64(int fd, const struct iovec *iov, int n, off_t offset);
-ssize_t __wrap_pwritev64(int fd, const struct iovec *iov, int n, off_t offset);
+ssize_t __real_pwritev64v2(int fd, const struct iovec *iov, int n, off_t offset, int flags);
+ssize_t __wrap_pwritev64v2(int fd, const struct iovec *iov, int n, off_t offset, int flags);
 int __real_fdatasync(int fd);
 int __wrap_fdatasync(int fd);
 int __real_fallocate64(int fd, int mode, off_t offset, off_t len);
@@ -74,7 +74,7 @@ static void tick(int fd)
 		watch.lose();
 }
 
-ssize_t __wrap_pwritev64(int fd, const struct iovec *iov, int n, off_t offset)
+ssize_t __wrap_pwritev64v2(int fd, const struct iovec *iov, int n, off_t offset, int flags)
 {
 	uint64_t at = (uint64_t)offset;
 	for (int i = 0; fd == watch.fd && i < n; i++) {
@@ -82,7 +82,7 @@ ssize_t __wrap_pwritev64(int fd, const struct iovec *iov, int n, off_t offset)
 		at += iov[i].iov_len;
 	}
 	tick(fd);
-	return __real_pwritev64(fd, iov, n, offset);
+	return __real_pwritev64v2(fd, iov, n, offset, flags);
 }
 
 int __wrap_fallocate64(int fd, int mode, off_t offset, off_t len)

@@ -1,92 +1,36 @@
-/* Transfers that finish, iovecs, sets of clusters, and the one line about a corrupt image. */
+/* Transfers, iovecs, sets of clusters, and the one line about a corrupt image. */
 #include "block/qcow2/image.h"
 
 #include <errno.h>
-#include <limits.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "base/log.h"
+#include "block/aio.h"
 
 #define BITMAP_MAX (1ull << 28) /* clusters; above, nothing is recorded: 32 MiB are the limit */
 #define DIRECT_ALIGN 4096u
 #define DIRECT_MEMORY 511u
 
+static int transfer(enum aio_op op, int fd, const struct iovec *iov, unsigned niov, uint64_t offset)
+{
+	/* Cached: at the end of a short read one more says whether it was the file's. */
+	struct aio_job j = { .op = op, .fd = fd, .offset = offset, .iov = iov, .niov = niov, .flags = AIO_CACHED };
+	for (unsigned i = 0; i < niov; i++)
+		j.len += iov[i].iov_len;
+	return j.len ? aio_run(&j) : 0;
+}
+
 int qcow2_file_readv(int fd, const struct iovec *iov, unsigned niov, uint64_t offset)
 {
-	for (unsigned i = 0; i < niov;) {
-		unsigned n = niov - i < IOV_MAX ? niov - i : IOV_MAX;
-		ssize_t got = preadv(fd, iov + i, (int)n, (off_t)offset);
-		if (got < 0 && errno == EINTR)
-			continue;
-		if (got < 0)
-			return -errno;
-		offset += (uint64_t)got;
-		while (n && (uint64_t)got >= iov[i].iov_len) {
-			got -= (ssize_t)iov[i].iov_len;
-			i++;
-			n--;
-		}
-		if (!n)
-			continue;
-		/* A short read: the rest of this buffer, then whole ones again. At the end of the file all that is left is zero. */
-		uint8_t *p = (uint8_t *)iov[i].iov_base + got;
-		size_t left = iov[i].iov_len - (size_t)got;
-		while (left) {
-			ssize_t m = pread(fd, p, left, (off_t)offset);
-			if (m < 0 && errno == EINTR)
-				continue;
-			if (m < 0)
-				return -errno;
-			if (!m) {
-				memset(p, 0, left);
-				for (i++; i < niov; i++)
-					memset(iov[i].iov_base, 0, iov[i].iov_len);
-				return 0;
-			}
-			p += m;
-			left -= (size_t)m;
-			offset += (uint64_t)m;
-		}
-		i++;
-	}
-	return 0;
+	return transfer(AIO_READ, fd, iov, niov, offset);
 }
 
 int qcow2_file_writev(int fd, const struct iovec *iov, unsigned niov, uint64_t offset)
 {
-	for (unsigned i = 0; i < niov;) {
-		unsigned n = niov - i < IOV_MAX ? niov - i : IOV_MAX;
-		ssize_t put = pwritev(fd, iov + i, (int)n, (off_t)offset);
-		if (put < 0 && errno == EINTR)
-			continue;
-		if (put < 0)
-			return -errno;
-		offset += (uint64_t)put;
-		while (n && (uint64_t)put >= iov[i].iov_len) {
-			put -= (ssize_t)iov[i].iov_len;
-			i++;
-			n--;
-		}
-		if (!n)
-			continue;
-		const uint8_t *p = (const uint8_t *)iov[i].iov_base + put;
-		size_t left = iov[i].iov_len - (size_t)put;
-		while (left) {
-			ssize_t m = pwrite(fd, p, left, (off_t)offset);
-			if (m < 0 && errno == EINTR)
-				continue;
-			if (m <= 0)
-				return m ? -errno : -ENOSPC;
-			p += m;
-			left -= (size_t)m;
-			offset += (uint64_t)m;
-		}
-		i++;
-	}
-	return 0;
+	return transfer(AIO_WRITE, fd, iov, niov, offset);
 }
 
 int qcow2_file_read(int fd, void *buf, size_t len, uint64_t offset)
