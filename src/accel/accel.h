@@ -30,6 +30,14 @@ enum accel_cap {
 	ACCEL_CAP_XEN = 1 << 4,	      /* Xen hypercalls arrive as ACCEL_EXIT_HYPERCALL */
 };
 
+/* Why a debugger gets a vCPU. */
+enum accel_stop {
+	ACCEL_STOP_STEP, /* one instruction was run, or an exception or interrupt delivered (RIP is at its handler) */
+	ACCEL_STOP_INT3, /* RIP is at the 0xCC, which has not been executed */
+	ACCEL_STOP_EXEC, /* RIP is at the instruction of breakpoint .index, which has not been executed */
+	ACCEL_STOP_DATA, /* RIP is behind the instruction that touched what .index watches */
+};
+
 enum accel_exit_kind {
 	ACCEL_EXIT_PIO,		    /* .pio */
 	ACCEL_EXIT_MMIO,	    /* .mmio */
@@ -38,7 +46,7 @@ enum accel_exit_kind {
 	ACCEL_EXIT_HLT,		    /* HLT with nothing pending; handler waits, returns when something is */
 	ACCEL_EXIT_SHUTDOWN,	    /* triple fault */
 	ACCEL_EXIT_HYPERCALL,	    /* VMCALL/VMMCALL; .hypercall */
-	ACCEL_EXIT_DEBUG,	    /* breakpoint or step asked for through the contract */
+	ACCEL_EXIT_DEBUG,	    /* .debug: what vcpu_set_debugger asked for; the handler returns 1, or 0 to go on regardless */
 	ACCEL_EXIT_INTERRUPTED,	    /* accel_vcpu_kick was called */
 	ACCEL_EXIT_EMULATION_FAILED /* .failed: an instruction that cannot be run; handler returns 1 */
 };
@@ -65,6 +73,10 @@ struct accel_exit {
 		struct {
 			uint64_t nr, arg[6], result; /* rax/rdi.. as the Xen and KVM conventions read them from x86_state */
 		} hypercall;
+		struct {
+			enum accel_stop why;
+			unsigned index; /* in accel_debugger.point */
+		} debug;
 		struct {
 			uint64_t rip;
 			uint8_t bytes[15], nbytes;
@@ -113,6 +125,24 @@ enum accel_debug {
 	ACCEL_DEBUG_VERIFY = 1 << 7,	   /* run each block in the stepper too and compare, one vCPU */
 };
 
+/* What a debugger wants of one vCPU; all zero is nothing. The guest sees its own debug registers and TF unchanged, but while `npoints` is not 0 its own
+ * breakpoints need not trigger. */
+#define ACCEL_POINTS 4
+
+enum accel_point_kind { ACCEL_POINT_EXEC, ACCEL_POINT_WRITE, ACCEL_POINT_ACCESS };
+
+struct accel_debugger {
+	bool step;     /* leave after one instruction */
+	bool no_irq;   /* deliver no interrupts (NMIs, SMIs neither) meanwhile, so that a step stays in the code it is in */
+	bool trap_int3; /* INT3 (0xCC) is the debugger's: leave before it instead of raising #BP */
+	unsigned npoints;
+	struct accel_point {
+		enum accel_point_kind kind;
+		uint64_t gva; /* aligned to len */
+		uint8_t len;  /* 1, 2, 4, 8; EXEC: 1 */
+	} point[ACCEL_POINTS];
+};
+
 struct accel_vm;
 struct accel_vcpu;
 
@@ -142,6 +172,10 @@ struct accel_ops {
 	/* Whole neutral state. Only on the vCPU's own thread, or when it is not inside vcpu_run; also from its exit handler. */
 	void (*vcpu_get_state)(struct accel_vcpu *vcpu, struct x86_state *out);
 	void (*vcpu_set_state)(struct accel_vcpu *vcpu, const struct x86_state *in);
+
+	/* What a debugger wants from now on; copied. Where vcpu_get_state may be called. NULL in the table: the accelerator cannot. 0, or -ENOTSUP if
+	 * not this. */
+	int (*vcpu_set_debugger)(struct accel_vcpu *vcpu, const struct accel_debugger *debugger);
 
 	/* Any thread, async-signal-safe: the vCPU leaves guest code soon, looks at its irq source, and calls its handler with
 	 * ACCEL_EXIT_INTERRUPTED. A kick while the vCPU is outside vcpu_run takes effect at its start. */
