@@ -48,7 +48,8 @@ MAY_INCLUDE = {
     "machine": ["base", "mem", "cpu", "vm", "accel/accel.h", "guestabi", "irqchip", "chardev", "device", "pci",
                 "block", "net", "load"],
     "control": ["base", "machine"] + VM_LOWER,
-    "cli": ["base", "machine", "control", "block/block.h", "accel/accel.h", "accel/kvm/probe.h", "chardev/terminal.h"],
+    "cli": ["base", "machine", "control", "block/block.h", "accel/accel.h", "accel/kvm/probe.h", "chardev/terminal.h",
+            "cpu/x86/cpu_model.h", "cpu/x86/features.h"],
 }
 
 # System headers that only one folder may know.

@@ -18,6 +18,7 @@
 
 struct error;
 struct guest_ram;
+struct x86_cpu_offer;
 struct x86_state;
 struct x86_cpuid_table;
 
@@ -157,6 +158,8 @@ struct accel_ops {
 	/* 0 if this host can run it, else -errno with the sentence why not. */
 	int (*probe)(struct error *err);
 	unsigned (*caps)(void); /* enum accel_cap bits */
+	/* What processor it can show on this host (cpu/x86/cpu_model.h). NULL: what our emulator can. 0, or -errno with the sentence. */
+	int (*cpu_offer)(struct x86_cpu_offer *out, struct error *err);
 
 	int (*vm_create)(struct accel_vm **out, const struct accel_vm_config *config, struct error *err);
 	void (*vm_destroy)(struct accel_vm *vm); /* after all its vCPUs are destroyed */
@@ -194,5 +197,8 @@ extern const struct accel_ops accel_kvm;
 /* The accelerator called `name`, or NULL. accel_list returns a NULL-terminated array in order of preference. */
 const struct accel_ops *accel_find(const char *name);
 const struct accel_ops *const *accel_list(void);
+
+/* What processor `accel` can show a guest on this host. 0, or -errno with the sentence. */
+int accel_cpu_offer(const struct accel_ops *accel, struct x86_cpu_offer *out, struct error *err);
 
 #endif

@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "chardev/chardev.h"
+#include "cpu/x86/cpu_model.h"
 #include "cpu/x86/state.h"
 #include "device/debugexit.h"
 #include "device/hpet.h"
@@ -29,6 +30,7 @@
 
 struct machine {
 	struct machine_config config; /* [I] */
+	struct x86_cpu cpu; /* [I] what the guest is shown */
 	pthread_mutex_t device_lock;
 	struct loop *loop; /* [I] */
 	struct machine_virtio *virtio; /* what is open behind them outlives a reboot */
@@ -240,6 +242,7 @@ static int build(struct machine *m, struct error *err)
 		.loop = m->loop,
 		.device_lock = &m->device_lock,
 		.ncpus = m->config.ncpus,
+		.cpu = &m->cpu,
 		.kvm_leaves = true,
 		.code_cache_size = m->config.code_cache_size,
 		.debug_flags = m->config.debug_flags,
@@ -267,6 +270,21 @@ static int build(struct machine *m, struct error *err)
 	return 0;
 }
 
+/* The processor that --cpu and the accelerator agree on. */
+static int choose_cpu(struct machine *m, struct error *err)
+{
+	struct x86_cpu_request request = { 0 };
+	struct x86_cpu_offer offer;
+	int r = m->config.cpu ? x86_cpu_parse(&request, m->config.cpu, err) : 0;
+	if (!r)
+		r = accel_cpu_offer(m->config.accel, &offer, err);
+	if (!r)
+		r = x86_cpu_resolve(&m->cpu, &request, &offer, err);
+	if (!r)
+		log_info("processor: %s, as %s", m->cpu.model->name, m->cpu.id.host ? "this host's" : m->cpu.id.brand);
+	return r;
+}
+
 int machine_create(struct machine **out, const struct machine_config *config, struct error *err)
 {
 	if (config->ncpus < 1 || config->ncpus > MACHINE_MAX_CPUS)
@@ -288,7 +306,9 @@ int machine_create(struct machine **out, const struct machine_config *config, st
 	m->ram.fd = -1;
 	pthread_mutex_init(&m->lock, NULL);
 	pthread_mutex_init(&m->device_lock, NULL);
-	int r = loop_create(&m->loop, &m->device_lock, err);
+	int r = choose_cpu(m, err);
+	if (!r)
+		r = loop_create(&m->loop, &m->device_lock, err);
 	const struct chardev_config chardev = { .loop = m->loop, .quit = on_quit, .opaque = m };
 	if (!r)
 		r = machine_virtio_open(&m->virtio, &m->config, m->loop, &chardev, err);

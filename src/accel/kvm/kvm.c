@@ -523,6 +523,7 @@ const struct accel_ops accel_kvm = {
 	.description = "the kernel's KVM, with our own interrupt controllers; not proved on hardware yet, so auto leaves it out",
 	.probe = kvm_probe_ops,
 	.caps = kvm_caps,
+	.cpu_offer = kvm_cpu_offer,
 	.vm_create = kvm_vm_create,
 	.vm_destroy = kvm_vm_destroy,
 	.vcpu_create = kvm_vcpu_create,

@@ -16,6 +16,7 @@
 #include "accel/accel.h"
 #include "cpu/x86/cpuid.h"
 
+struct error;
 struct guest_ram;
 struct kvm_step;
 struct x86_state;
@@ -30,7 +31,7 @@ struct accel_vm {
 struct accel_vcpu {
 	struct accel_vm *vm;
 	struct accel_vcpu_config config;
-	struct x86_cpuid_table cpuid; /* config.cpuid less what this KVM cannot do */
+	struct x86_cpuid_table cpuid; /* config.cpuid as KVM shows it */
 	int fd;
 	struct kvm_run *run; /* shared with the kernel */
 	struct kvm_step *step; /* made when KVM first gives up on an instruction */
@@ -55,7 +56,9 @@ int kvm_state_set(struct accel_vcpu *v, const struct x86_state *in);
 
 /* --- cpuid.c --- */
 
-/* Tell KVM the vCPU's CPUID table, less the features it lacks; v->cpuid is what the guest then sees. 0 or -errno. */
+/* What processor this KVM can show; see struct accel_ops. */
+int kvm_cpu_offer(struct x86_cpu_offer *out, struct error *err);
+/* Tell KVM the vCPU's CPUID table; v->cpuid is what the guest then sees. 0 or -errno. */
 int kvm_cpuid_set(struct accel_vcpu *v);
 
 /* --- step.c --- */
