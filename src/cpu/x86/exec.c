@@ -363,6 +363,7 @@ static int fill_entry(struct emu *e, struct exec_entry *x)
 	x->x87_pointers = x->fpu == FPU_X87 && !v.x87_control;
 	x->flags = in->flags_killed | in->flags_maybe;
 	x->bit_string = is_bit_string(in);
+	x->vex_written = v.vex ? (uint16_t)v.written : 0;
 	x->stub = NULL;
 	if (x->run == exec_native && make_stub(e->exec, x, &v))
 		return emu_unsupported(e, "instruction without a native form");
@@ -588,6 +589,8 @@ static int call_native(struct emu *e, const struct exec_entry *x, void *mem)
 			recover_vectors(e, x);
 		return guest_exception(e, x);
 	}
+	if (x->vex_written)
+		exec_zero_above_ymm(e, x->vex_written);
 	s->rflags = (s->rflags & ~(uint64_t)x->flags) | (flags & x->flags);
 	return 0;
 }
