@@ -73,7 +73,7 @@ struct accel_exit {
 		struct {
 			uint64_t nr, arg[6], result; /* rax/rdi.. as the Xen and KVM conventions read them from x86_state */
 		} hypercall;
-		struct {
+		struct accel_debug_stop {
 			enum accel_stop why;
 			unsigned index; /* in accel_debugger.point */
 		} debug;
