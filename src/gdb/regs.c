@@ -40,7 +40,7 @@ static const struct {
 	[S_KERNEL_GS] = { "kernel_gs_base", "int64" }, [S_APIC_BASE] = { "apic_base", "int64" },
 };
 _Static_assert(R_SYSTEM + S_COUNT == GDB_REGS, "the number of registers");
-_Static_assert(R_RIP == GDB_REG_RIP, "where RIP is");
+_Static_assert((int)R_RIP == (int)GDB_REG_RIP, "where RIP is");
 
 /* Offsets in the XSAVE area (SDM 1 10.5.1, 13.4). */
 enum { X_FCW = 0, X_FSW = 2, X_FTW = 4, X_FOP = 6, X_FIP = 8, X_FDP = 16, X_MXCSR = 24, X_ST = 32, X_XMM = 160, X_BV = 512, X_YMMH = 576 };
