@@ -60,6 +60,7 @@ static bool worth_telling(struct gdb_stub *g, unsigned n)
 {
 	const struct vcpu *v = &g->vm->vcpu[n];
 	const struct gdb_cpu *c = &g->cpu[n];
+	const struct gdb_point *p;
 	if (v->stop == VCPU_STOP_FAULT)
 		return !c->fault_told;
 	if (v->stop != VCPU_STOP_DEBUG)
@@ -74,6 +75,8 @@ static bool worth_telling(struct gdb_stub *g, unsigned n)
 		}
 		return c->action == GDB_STEP;
 	case ACCEL_STOP_EXEC:
+		p = gdb_break_point(&g->memory, v->debug.index);
+		return p && p->gva == gdb_linear_rip(gdb_stub_state(g, n));
 	case ACCEL_STOP_DATA:
 		return gdb_break_point(&g->memory, v->debug.index) != NULL;
 	}
@@ -128,8 +131,7 @@ void gdb_stub_report(struct gdb_stub *g)
 	gdb_stub_send(g, text, len);
 }
 
-/* All stand: choose one that stopped by itself, in turn. Of the others a watchpoint's hit is kept for the next time; what they met on
- * their way they meet again. */
+/* All stand: choose one that stopped by itself, in turn. Of the others a point's hit is kept for the next time; an INT3 they meet again. */
 static void choose(struct gdb_stub *g)
 {
 	int chosen = -1;
@@ -139,7 +141,7 @@ static void choose(struct gdb_stub *g)
 		bool tell = worth_telling(g, n);
 		if (tell && chosen < 0)
 			chosen = (int)n;
-		else if (v->stop == VCPU_STOP_DEBUG && !(tell && v->debug.why == ACCEL_STOP_DATA))
+		else if (v->stop == VCPU_STOP_DEBUG && !(tell && v->debug.why >= ACCEL_STOP_EXEC))
 			v->stop = VCPU_STOP_NONE;
 		g->cpu[n].passing = false;
 	}
