@@ -16,6 +16,7 @@
 #include "accel/accel.h"
 #include "cpu/x86/cpuid.h"
 
+struct error;
 struct guest_ram;
 struct kvm_step;
 struct x86_state;
@@ -65,9 +66,28 @@ int kvm_cpuid_set(struct accel_vcpu *v);
 int kvm_step_run(struct accel_vcpu *v);
 void kvm_step_destroy(struct kvm_step *step);
 
-/* --- kvm.c --- */
+/* --- run.c --- */
+
+#define KVM_KICK_SIGNAL SIGRTMIN
 
 /* Hand an exit to the vCPU's handler. */
 int kvm_leave(struct accel_vcpu *v, struct accel_exit *x);
+/* Let KVM finish the instruction that the last exit was about, without running another. */
+void kvm_finish(struct accel_vcpu *v);
+/* Entries of the accelerator's table. */
+int kvm_vcpu_run(struct accel_vcpu *v);
+void kvm_vcpu_kick(struct accel_vcpu *v);
+void kvm_vcpu_nmi(struct accel_vcpu *v);
+
+/* --- memory.c --- */
+
+/* Guest RAM into KVM's slots, and the room that can be plugged. */
+int kvm_add_memory(struct accel_vm *vm, const struct guest_ram *ram, struct error *err);
+void kvm_remove_memory(struct accel_vm *vm);
+
+/* --- msr.c --- */
+
+/* Leave MSRs that are ours, and those that KVM does not know, to exits. */
+int kvm_filter_msrs(struct accel_vm *vm, struct error *err);
 
 #endif

@@ -662,6 +662,7 @@ static int run_crossing(struct emu *e, const struct exec_entry *x, uint64_t line
 		r = translate(e, second, in->mem_written, &p[1].page);
 	if (r)
 		return r;
+	emu_touch(e, linear, in->mem_size, in->mem_written);
 	if (p[0].page.hva && p[1].page.hva == p[0].page.hva + room) {
 		r = call_native(e, x, p[0].page.hva - bias);
 		if (!r && in->mem_written) {
@@ -702,6 +703,7 @@ static int run_memory(struct emu *e, const struct exec_entry *x, uint64_t next, 
 	r = translate(e, linear, in->mem_written, &p.page);
 	if (r)
 		return r;
+	emu_touch(e, linear, in->mem_size, in->mem_written);
 	if (!p.page.hva)
 		return run_bounced(e, x, linear, &p, 1, bias);
 	r = call_native(e, x, p.page.hva - bias);

@@ -20,6 +20,7 @@ enum exec_result {
 	RUN_INT = 4,	/* the same, and no single-step trap follows: INT n, INTO, SYSCALL */
 	RUN_AGAIN = 5, /* part of a rep string is done: rip stays */
 	RUN_HLT = 6,
+	RUN_INT3 = 7, /* nothing done: the debugger's */
 };
 
 enum { EXEC_ENTRIES = 32768, EXEC_SLOT = 320, EXEC_BOUNCE = 256 };

@@ -134,6 +134,8 @@ int emu_set_cr4(struct emu *e, uint64_t v)
 	    (v & CR4_PAE) && mmu_check_pdptes(s, &e->mem, s->cr3))
 		return gp(e);
 	s->cr4 = v;
+	if (changed & CR4_DE)
+		emu_debug_sync(e);
 	if (changed & (CR4_PAE | CR4_PSE | CR4_PGE | CR4_SMEP | CR4_PCIDE))
 		flush(e, EMU_FLUSH_ALL, 0, 0);
 	return 0;
@@ -292,11 +294,8 @@ static int check_dr(struct emu *e, unsigned *n)
 		return ud(e);
 	if (s->cpl)
 		return gp(e);
-	if (s->dr[7] & DR7_GD) {
-		s->dr[6] |= DR6_BD;
-		s->dr[7] &= ~(uint64_t)DR7_GD;
-		return emu_raise(e, VEC_DB);
-	}
+	if (s->dr[7] & DR7_GD)
+		return emu_raise_db(e, DR6_BD);
 	if (*n == 4 || *n == 5)
 		*n += 2;
 	return 0;
@@ -327,6 +326,7 @@ static int mov_to_dr(struct emu *e, const struct x86_insn *in)
 	else if (n == 7)
 		v = (v & DR7_WRITABLE) | DR7_FIXED;
 	e->s->dr[n] = v;
+	emu_debug_sync(e);
 	return 0;
 }
 
