@@ -47,7 +47,7 @@ enum accel_exit_kind {
 	ACCEL_EXIT_HLT,		    /* HLT with nothing pending; handler waits, returns when something is */
 	ACCEL_EXIT_SHUTDOWN,	    /* triple fault */
 	ACCEL_EXIT_HYPERCALL,	    /* VMCALL/VMMCALL; .hypercall */
-	ACCEL_EXIT_DEBUG,	    /* .debug: what vcpu_set_debugger asked for; the handler returns 1, or 0 to go on regardless */
+	ACCEL_EXIT_DEBUG,	    /* .debug: what vcpu_set_debugger asked for; the handler returns 1, or 0 to go on regardless (INT3: it is the guest's, and raises #BP) */
 	ACCEL_EXIT_INTERRUPTED,	    /* accel_vcpu_kick was called */
 	ACCEL_EXIT_EMULATION_FAILED /* .failed: an instruction that cannot be run; handler returns 1 */
 };
@@ -74,7 +74,7 @@ struct accel_exit {
 		struct {
 			uint64_t nr, arg[6], result; /* rax/rdi.. as the Xen and KVM conventions read them from x86_state */
 		} hypercall;
-		struct {
+		struct accel_debug_stop {
 			enum accel_stop why;
 			unsigned index; /* in accel_debugger.point */
 		} debug;
@@ -177,7 +177,7 @@ struct accel_ops {
 	void (*vcpu_set_state)(struct accel_vcpu *vcpu, const struct x86_state *in);
 
 	/* What a debugger wants from now on; copied. Where vcpu_get_state may be called. NULL in the table: the accelerator cannot. 0, or -ENOTSUP if
-	 * not this. */
+	 * not this, -EINVAL if it makes no sense. A run that begins at the instruction of the last ACCEL_STOP_EXEC runs it. */
 	int (*vcpu_set_debugger)(struct accel_vcpu *vcpu, const struct accel_debugger *debugger);
 
 	/* Any thread, async-signal-safe: the vCPU leaves guest code soon, looks at its irq source, and calls its handler with

@@ -32,6 +32,7 @@ struct run_options {
 	unsigned nports;
 	const char *cpu;    /* model and features, or NULL */
 	bool cpu_help;	    /* --cpu help: print the table */
+	const char *gdb;    /* where gdb connects, or NULL */
 	uint64_t memory;    /* bytes */
 	uint64_t memory_max; /* bytes; 0: no more than memory */
 	unsigned cpus;

@@ -238,6 +238,7 @@ static int run_machine(const struct run_options *o, const struct accel_ops *acce
 		.nports = o->nports,
 		.balloon = o->balloon,
 		.rng = o->rng,
+		.gdb = o->gdb,
 		.no_reboot = o->no_reboot,
 		.debug_flags = o->debug,
 		.code_cache_size = o->code_cache,

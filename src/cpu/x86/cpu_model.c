@@ -163,7 +163,7 @@ void x86_cpu_offer_table(struct x86_cpu_offer *out, const char *accel, const str
 	const uint32_t *xcr0 = x86_cpuid_reg(w, 0xd, 0, EAX), *bits = x86_cpuid_reg(w, 0x80000008, 0, EAX);
 
 	/* What x86_state has no room for is not offered: it would be lost whenever the state is taken out and put back. */
-	*out = (struct x86_cpu_offer){ .accel = accel, .host = true, .xcr0 = (xcr0 ? *xcr0 : 0) & XCR0_SUPPORTED, .address_bits = bits ? *bits : 0 };
+	*out = (struct x86_cpu_offer){ .accel = accel, .host = true, .xcr0 = (xcr0 ? *xcr0 : 0) & XCR0_CARRIED, .address_bits = bits ? *bits : 0 };
 	for (unsigned i = 0; i < X86_FEATURE_COUNT; i++) {
 		const struct x86_feature_desc *d = &x86_features[i];
 
