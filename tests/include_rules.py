@@ -48,7 +48,7 @@ MAY_INCLUDE = {
     "machine": ["base", "mem", "cpu", "vm", "accel/accel.h", "guestabi", "irqchip", "chardev", "device", "pci",
                 "block", "net", "load"],
     "control": ["base", "machine"] + VM_LOWER,
-    "cli": ["base", "machine", "control", "block/block.h", "accel/accel.h", "accel/kvm/probe.h", "chardev/terminal.h"],
+    "cli": ["base", "machine", "control", "block/block.h", "accel/accel.h", "chardev/terminal.h"],
 }
 
 # System headers that only one folder may know.
