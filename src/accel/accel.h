@@ -156,6 +156,9 @@ struct accel_ops {
 	const char *description; /* for doctor */
 	/* 0 if this host can run it, else -errno with the sentence why not. */
 	int (*probe)(struct error *err);
+	/* Is it, of those behind it in accel_list, the one to take when nobody asks for a certain one? NULL: yes, where it works. 0, or -errno also if
+	 * it does not work; either way `why` has one clause that says what was found. May run a guest for 2 ms. */
+	int (*recommend)(struct error *why);
 	unsigned (*caps)(void); /* enum accel_cap bits */
 
 	int (*vm_create)(struct accel_vm **out, const struct accel_vm_config *config, struct error *err);
