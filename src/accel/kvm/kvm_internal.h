@@ -29,7 +29,18 @@ struct accel_vm {
 	bool points_tried;
 	unsigned points; /* breakpoints that this KVM honours: 1 << enum accel_point_kind */
 	uint8_t *room; /* second mapping of the room of RAM (struct ram_room), or NULL */
+	enum accel_irqchip irqchip; /* [I] */
+	unsigned ioapic_pins;	    /* [I] SPLIT: the first GSIs are pins of our IOAPIC */
+	uint32_t tsc_khz;	    /* [I] 0: the host's */
+	pthread_mutex_t route_lock;
+	struct kvm_irq_routing *routes; /* [route_lock] what was last told to KVM */
+	struct kvm_route *route;	/* [route_lock] the messages by GSI */
 };
+
+static inline bool kvm_has_lapic(const struct accel_vm *vm)
+{
+	return vm->irqchip != ACCEL_IRQCHIP_USER;
+}
 
 struct accel_vcpu {
 	struct accel_vm *vm;
@@ -105,6 +116,22 @@ void kvm_finish(struct accel_vcpu *v);
 int kvm_vcpu_run(struct accel_vcpu *v);
 void kvm_vcpu_kick(struct accel_vcpu *v);
 void kvm_vcpu_nmi(struct accel_vcpu *v);
+
+/* --- irqchip.c --- */
+
+/* KVM's own controllers, before there is a vCPU: as vm->irqchip says. 0 or -errno with err. */
+int kvm_irqchip_create(struct accel_vm *vm, struct error *err);
+void kvm_irqchip_destroy(struct accel_vm *vm);
+/* Which of the capability bits about controllers and eventfds this KVM has. */
+unsigned kvm_irqchip_caps(int kvm_fd);
+int kvm_ioeventfd(struct accel_vm *vm, const struct accel_ioeventfd *what, bool on);
+extern const struct accel_chip_ops kvm_chip;
+/* Whether the vCPU sits in HLT. It stays as it is while it waits for INIT or a start-up IPI. */
+bool kvm_halted(struct accel_vcpu *v);
+void kvm_set_halted(struct accel_vcpu *v, bool halted);
+/* CR8, in whoever's LAPIC. */
+uint8_t kvm_get_cr8(struct accel_vcpu *v);
+void kvm_set_cr8(struct accel_vcpu *v, uint8_t value);
 
 /* --- memory.c --- */
 
