@@ -363,6 +363,7 @@ static int fill_entry(struct emu *e, struct exec_entry *x)
 	x->x87_pointers = x->fpu == FPU_X87 && !v.x87_control;
 	x->flags = in->flags_killed | in->flags_maybe;
 	x->bit_string = is_bit_string(in);
+	x->vex_written = v.vex ? (uint16_t)v.written : 0;
 	x->stub = NULL;
 	if (x->run == exec_native && make_stub(e->exec, x, &v))
 		return emu_unsupported(e, "instruction without a native form");
@@ -588,6 +589,8 @@ static int call_native(struct emu *e, const struct exec_entry *x, void *mem)
 			recover_vectors(e, x);
 		return guest_exception(e, x);
 	}
+	if (x->vex_written)
+		exec_zero_above_ymm(e, x->vex_written);
 	s->rflags = (s->rflags & ~(uint64_t)x->flags) | (flags & x->flags);
 	return 0;
 }
@@ -659,6 +662,7 @@ static int run_crossing(struct emu *e, const struct exec_entry *x, uint64_t line
 		r = translate(e, second, in->mem_written, &p[1].page);
 	if (r)
 		return r;
+	emu_touch(e, linear, in->mem_size, in->mem_written);
 	if (p[0].page.hva && p[1].page.hva == p[0].page.hva + room) {
 		r = call_native(e, x, p[0].page.hva - bias);
 		if (!r && in->mem_written) {
@@ -699,6 +703,7 @@ static int run_memory(struct emu *e, const struct exec_entry *x, uint64_t next, 
 	r = translate(e, linear, in->mem_written, &p.page);
 	if (r)
 		return r;
+	emu_touch(e, linear, in->mem_size, in->mem_written);
 	if (!p.page.hva)
 		return run_bounced(e, x, linear, &p, 1, bias);
 	r = call_native(e, x, p.page.hva - bias);
