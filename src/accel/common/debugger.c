@@ -9,7 +9,23 @@ static bool valid(const struct accel_point *p)
 	return (p->len == 1 || p->len == 2 || p->len == 4 || p->len == 8) && !(p->gva & (p->len - 1u));
 }
 
-int debugger_set(struct debugger *d, struct emu *e, const struct accel_debugger *want)
+int debugger_check(const struct accel_debugger *want)
+{
+	if (want->npoints > ACCEL_POINTS)
+		return -EINVAL;
+	for (unsigned i = 0; i < want->npoints; i++)
+		if (!valid(&want->point[i]))
+			return -EINVAL;
+	return 0;
+}
+
+void debugger_set(struct debugger *d, const struct accel_debugger *want)
+{
+	d->want = *want;
+	d->armed = want->step || want->no_irq || want->trap_int3 || want->npoints;
+}
+
+void debugger_apply(const struct debugger *d, struct emu *e)
 {
 	static const uint8_t kind_of[] = {
 		[ACCEL_POINT_EXEC] = EMU_POINT_EXEC,
@@ -17,18 +33,11 @@ int debugger_set(struct debugger *d, struct emu *e, const struct accel_debugger 
 		[ACCEL_POINT_ACCESS] = EMU_POINT_READ | EMU_POINT_WRITE,
 	};
 	struct emu_point point[ACCEL_POINTS];
-	if (want->npoints > ACCEL_POINTS)
-		return -EINVAL;
-	for (unsigned i = 0; i < want->npoints; i++) {
-		const struct accel_point *p = &want->point[i];
-		if (!valid(p))
-			return -EINVAL;
+	for (unsigned i = 0; i < d->want.npoints; i++) {
+		const struct accel_point *p = &d->want.point[i];
 		point[i] = (struct emu_point){ .gva = p->gva, .len = p->kind == ACCEL_POINT_EXEC ? 1 : p->len, .kind = kind_of[p->kind] };
 	}
-	d->want = *want;
-	d->armed = want->step || want->no_irq || want->trap_int3 || want->npoints;
-	emu_debug_set(e, point, want->npoints, want->trap_int3);
-	return 0;
+	emu_debug_set(e, point, d->want.npoints, d->want.trap_int3);
 }
 
 static bool stop(struct accel_exit *x, enum accel_stop why, unsigned points)

@@ -22,8 +22,12 @@ struct debugger {
 	uint64_t skip_rip;
 };
 
-/* 0, or -EINVAL if the wishes make no sense. Points go to the emulator, which calls its debug_changed. */
-int debugger_set(struct debugger *d, struct emu *e, const struct accel_debugger *want);
+/* 0, or -EINVAL if the wishes make no sense. */
+int debugger_check(const struct accel_debugger *want);
+/* Take over wishes that were checked. */
+void debugger_set(struct debugger *d, const struct accel_debugger *want);
+/* Tell an emulator of them; it calls its debug_changed. */
+void debugger_apply(const struct debugger *d, struct emu *e);
 /* Before an instruction. True: leave with *x instead. */
 bool debugger_before(struct debugger *d, const struct emu *e, struct accel_exit *x);
 /* After emu_step returned `r`. True: leave with *x. */

@@ -192,8 +192,13 @@ static void set_state(struct accel_vcpu *vcpu, const struct x86_state *in)
 
 static int set_debugger(struct accel_vcpu *vcpu, const struct accel_debugger *debugger)
 {
+	int r = debugger_check(debugger);
+	if (r)
+		return r;
+	debugger_set(&vcpu->v.debugger, debugger);
+	debugger_apply(&vcpu->v.debugger, &vcpu->v.emu);
 	__atomic_store_n(&vcpu->v.exit_req, 1, __ATOMIC_SEQ_CST); /* interrupts may be allowed again */
-	return debugger_set(&vcpu->v.debugger, &vcpu->v.emu, debugger);
+	return 0;
 }
 
 static void kick(struct accel_vcpu *vcpu)

@@ -419,8 +419,14 @@ static void interp_vcpu_set_state(struct accel_vcpu *v, const struct x86_state *
 
 static int interp_vcpu_set_debugger(struct accel_vcpu *v, const struct accel_debugger *debugger)
 {
+	int r = debugger_check(debugger);
+
+	if (r)
+		return r;
+	debugger_set(&v->debugger, debugger);
+	debugger_apply(&v->debugger, &v->emu);
 	v->irq_check = true;
-	return debugger_set(&v->debugger, &v->emu, debugger);
+	return 0;
 }
 
 /* --- other threads --- */

@@ -196,6 +196,7 @@ const struct accel_ops accel_kvm = {
 	.vcpu_destroy = kvm_vcpu_destroy,
 	.vcpu_run = kvm_vcpu_run,
 	.vcpu_get_state = kvm_vcpu_get_state,
+	.vcpu_set_debugger = kvm_vcpu_set_debugger,
 	.vcpu_set_state = kvm_vcpu_set_state,
 	.vcpu_kick = kvm_vcpu_kick,
 	.vcpu_nmi = kvm_vcpu_nmi,

@@ -14,6 +14,7 @@
 #include <stdint.h>
 
 #include "accel/accel.h"
+#include "accel/common/debugger.h"
 #include "cpu/x86/cpuid.h"
 
 struct error;
@@ -25,6 +26,8 @@ struct accel_vm {
 	int kvm_fd, fd;
 	struct guest_ram *ram;
 	int run_size;
+	bool points_tried;
+	unsigned points; /* breakpoints that this KVM honours: 1 << enum accel_point_kind */
 	uint8_t *room; /* second mapping of the room of RAM (struct ram_room), or NULL */
 };
 
@@ -34,6 +37,9 @@ struct accel_vcpu {
 	struct x86_cpuid_table cpuid; /* config.cpuid less what this KVM cannot do */
 	int fd;
 	struct kvm_run *run; /* shared with the kernel */
+	struct debugger debugger;
+	uint32_t debug_control;	   /* what KVM_SET_GUEST_DEBUG knows, once asked */
+	bool debug_over;	   /* stepping over the breakpoint that the debugger was told of */
 	struct kvm_step *step; /* made when KVM first gives up on an instruction */
 	_Atomic unsigned request;  /* [a] */
 	_Atomic bool has_thread;   /* [a] `thread` is inside vcpu_run */
@@ -59,7 +65,26 @@ int kvm_state_set(struct accel_vcpu *v, const struct x86_state *in);
 /* Tell KVM the vCPU's CPUID table, less the features it lacks; v->cpuid is what the guest then sees. 0 or -errno. */
 int kvm_cpuid_set(struct accel_vcpu *v);
 
+/* --- debug.c --- */
+
+int kvm_vcpu_set_debugger(struct accel_vcpu *v, const struct accel_debugger *want);
+/* With v->debugger.armed, before KVM_RUN. 0, or what vcpu_run returns. */
+int kvm_debug_before(struct accel_vcpu *v);
+/* KVM_EXIT_DEBUG. */
+int kvm_debug_exit(struct accel_vcpu *v);
+/* An instruction was completed in a way that KVM does not report: tell the debugger if it steps. */
+int kvm_debug_stepped(struct accel_vcpu *v);
+/* Interrupts have to wait. */
+static inline bool kvm_debug_holds_irq(const struct accel_vcpu *v)
+{
+	return v->debugger.want.no_irq || v->debug_over;
+}
+
 /* --- step.c --- */
+
+/* The INT3 at RIP is the guest's own. As kvm_step_run. */
+int kvm_step_int3(struct accel_vcpu *v);
+
 
 /* Run the one instruction that KVM could not, with our own emulator on the full state. Its exits go to the vCPU's handler. 0 to go on, else
  * what vcpu_run returns. */

@@ -98,7 +98,7 @@ static int exit_wrmsr(struct accel_vcpu *v)
 static int exit_hlt(struct accel_vcpu *v)
 {
 	v->halted = true;
-	return 0;
+	return kvm_debug_stepped(v);
 }
 
 static int exit_shutdown(struct accel_vcpu *v)
@@ -130,6 +130,7 @@ static int (*const exits[])(struct accel_vcpu *v) = {
 	[KVM_EXIT_MMIO] = exit_mmio,
 	[KVM_EXIT_HLT] = exit_hlt,
 	[KVM_EXIT_IRQ_WINDOW_OPEN] = exit_nothing,
+	[KVM_EXIT_DEBUG] = kvm_debug_exit,
 	[KVM_EXIT_SET_TPR] = exit_nothing,
 	[KVM_EXIT_INTR] = exit_nothing,
 	[KVM_EXIT_SHUTDOWN] = exit_shutdown,
@@ -212,7 +213,12 @@ static int run_once(struct accel_vcpu *v)
 		if (rc)
 			return rc;
 	}
-	if (inject(v))
+	if (v->debugger.armed) {
+		int rc = kvm_debug_before(v);
+		if (rc)
+			return rc;
+	}
+	if (!kvm_debug_holds_irq(v) && inject(v))
 		v->halted = false;
 	if (v->halted)
 		return leave_simple(v, ACCEL_EXIT_HLT);

@@ -164,7 +164,8 @@ static int take_event(struct kvm_step *step, bool *taken, enum emu_result *resul
 	return 0;
 }
 
-int kvm_step_run(struct accel_vcpu *v)
+/* `int3` is what an INT3 with trap_int3 does: run. */
+static int run(struct accel_vcpu *v, bool int3)
 {
 	if (!v->step && !(v->step = step_create(v)))
 		return -ENOMEM;
@@ -177,12 +178,21 @@ int kvm_step_run(struct accel_vcpu *v)
 	if (r)
 		return r;
 	step->exit_rc = 0;
-	if (!taken)
-		result = emu_step(&step->emu);
+	if (!taken) {
+		emu_debug_sync(&step->emu);
+		debugger_apply(&v->debugger, &step->emu);
+		result = int3 ? debugger_pass_int3(&step->emu) : emu_step(&step->emu);
+	}
 	v->insns_stepped++;
 	if (result == EMU_FAILED) {
 		r = accel_leave_failed(leave_op, step, &step->emu);
 		return r ? r : -EIO;
+	}
+	struct accel_exit debug;
+	bool stop = v->debugger.armed && debugger_after(&v->debugger, &step->emu, result, &debug);
+	if (result == EMU_INT3) {
+		r = kvm_leave(v, &debug);
+		return r ? r : run(v, true);
 	}
 	r = kvm_state_set(v, &step->s);
 	if (r)
@@ -193,5 +203,19 @@ int kvm_step_run(struct accel_vcpu *v)
 		return r ? r : -EIO;
 	}
 	v->halted = step->s.halted;
+	if (stop) {
+		r = kvm_leave(v, &debug);
+		return r ? r : step->exit_rc;
+	}
 	return step->exit_rc;
+}
+
+int kvm_step_run(struct accel_vcpu *v)
+{
+	return run(v, false);
+}
+
+int kvm_step_int3(struct accel_vcpu *v)
+{
+	return run(v, true);
 }
