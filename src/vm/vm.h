@@ -23,6 +23,7 @@
 struct accel_ops;
 struct accel_vm;
 struct error;
+struct x86_cpu;
 
 #define VM_MAX_CPUS LAPIC_MAX
 
@@ -32,6 +33,9 @@ struct vm_config {
 	struct loop *loop;     /* outlives the VM */
 	pthread_mutex_t *device_lock; /* the loop's; outlives the VM */
 	unsigned ncpus;
+	const struct x86_cpu *cpu; /* what processor the guest is shown; NULL: the translator's default. Outlives the VM */
+	enum accel_irqchip irqchip; /* one that the accelerator has */
+	uint64_t tsc_hz;       /* of the guest's TSC, where its state was made at another host; 0: this host's */
 	bool kvm_leaves;       /* tell the guest it runs under KVM's paravirtual interface (kvm-clock) */
 	size_t code_cache_size; /* as accel_vm_config */
 	unsigned debug_flags;
@@ -71,6 +75,9 @@ struct vm {
 
 int vm_create(struct vm **out, const struct vm_config *config, struct error *err);
 void vm_destroy(struct vm *vm);
+
+/* The last of firmware's hand-over: PIC interrupts reach the boot processor (virtual wire mode). Before vm_run. */
+int vm_virtual_wire(struct vm *vm, struct error *err);
 
 /* Run until something stops it; main thread. Returns the result. */
 enum vm_result vm_run(struct vm *vm);

@@ -29,12 +29,23 @@ struct accel_vm {
 	bool points_tried;
 	unsigned points; /* breakpoints that this KVM honours: 1 << enum accel_point_kind */
 	uint8_t *room; /* second mapping of the room of RAM (struct ram_room), or NULL */
+	enum accel_irqchip irqchip; /* [I] */
+	unsigned ioapic_pins;	    /* [I] SPLIT: the first GSIs are pins of our IOAPIC */
+	uint32_t tsc_khz;	    /* [I] 0: the host's */
+	pthread_mutex_t route_lock;
+	struct kvm_irq_routing *routes; /* [route_lock] what was last told to KVM */
+	struct kvm_route *route;	/* [route_lock] the messages by GSI */
 };
+
+static inline bool kvm_has_lapic(const struct accel_vm *vm)
+{
+	return vm->irqchip != ACCEL_IRQCHIP_USER;
+}
 
 struct accel_vcpu {
 	struct accel_vm *vm;
 	struct accel_vcpu_config config;
-	struct x86_cpuid_table cpuid; /* config.cpuid less what this KVM cannot do */
+	struct x86_cpuid_table cpuid; /* config.cpuid as KVM shows it */
 	int fd;
 	struct kvm_run *run; /* shared with the kernel */
 	struct debugger debugger;
@@ -62,7 +73,9 @@ int kvm_state_set(struct accel_vcpu *v, const struct x86_state *in);
 
 /* --- cpuid.c --- */
 
-/* Tell KVM the vCPU's CPUID table, less the features it lacks; v->cpuid is what the guest then sees. 0 or -errno. */
+/* What processor this KVM can show; see struct accel_ops. */
+int kvm_cpu_offer(struct x86_cpu_offer *out, struct error *err);
+/* Tell KVM the vCPU's CPUID table; v->cpuid is what the guest then sees. 0 or -errno. */
 int kvm_cpuid_set(struct accel_vcpu *v);
 
 /* --- debug.c --- */
@@ -103,6 +116,22 @@ void kvm_finish(struct accel_vcpu *v);
 int kvm_vcpu_run(struct accel_vcpu *v);
 void kvm_vcpu_kick(struct accel_vcpu *v);
 void kvm_vcpu_nmi(struct accel_vcpu *v);
+
+/* --- irqchip.c --- */
+
+/* KVM's own controllers, before there is a vCPU: as vm->irqchip says. 0 or -errno with err. */
+int kvm_irqchip_create(struct accel_vm *vm, struct error *err);
+void kvm_irqchip_destroy(struct accel_vm *vm);
+/* Which of the capability bits about controllers and eventfds this KVM has. */
+unsigned kvm_irqchip_caps(int kvm_fd);
+int kvm_ioeventfd(struct accel_vm *vm, const struct accel_ioeventfd *what, bool on);
+extern const struct accel_chip_ops kvm_chip;
+/* Whether the vCPU sits in HLT. It stays as it is while it waits for INIT or a start-up IPI. */
+bool kvm_halted(struct accel_vcpu *v);
+void kvm_set_halted(struct accel_vcpu *v, bool halted);
+/* CR8, in whoever's LAPIC. */
+uint8_t kvm_get_cr8(struct accel_vcpu *v);
+void kvm_set_cr8(struct accel_vcpu *v, uint8_t value);
 
 /* --- memory.c --- */
 

@@ -78,14 +78,13 @@ static int op_hypercall(void *opaque)
 static uint8_t op_get_cr8(void *opaque)
 {
 	struct kvm_step *step = opaque;
-	return step->v->config.get_cr8 ? step->v->config.get_cr8(step->v->config.opaque) : 0;
+	return kvm_get_cr8(step->v);
 }
 
 static void op_set_cr8(void *opaque, uint8_t value)
 {
 	struct kvm_step *step = opaque;
-	if (step->v->config.set_cr8)
-		step->v->config.set_cr8(step->v->config.opaque, value);
+	kvm_set_cr8(step->v, value);
 }
 
 /* KVM_SET_SREGS with other control registers drops the kernel's own translations; a changed page table needs nothing, as shadow paging
@@ -202,7 +201,6 @@ static int run(struct accel_vcpu *v, bool int3)
 		r = kvm_leave(v, &x);
 		return r ? r : -EIO;
 	}
-	v->halted = step->s.halted;
 	if (stop) {
 		r = kvm_leave(v, &debug);
 		return r ? r : step->exit_rc;
