@@ -27,6 +27,8 @@ MAY_INCLUDE = {
     "vm/vm.c": VM_UPPER,
     "vm/vcpu.h": VM_UPPER,
     "vm/vcpu.c": VM_UPPER,
+    "vm/hosted.h": VM_UPPER,
+    "vm/hosted.c": VM_UPPER,
     "vm/dump.h": VM_UPPER,
     "vm/dump.c": VM_UPPER,
     "accel/accel.h": ["base", "mem", "cpu"],

@@ -31,6 +31,19 @@ static int parse_accel(struct run_options *o, const char *value, struct error *e
 	return error_set(err, EINVAL, "--accel %s: no such accelerator; choose auto, kvm, dbt or interp", value);
 }
 
+static int parse_irqchip(struct run_options *o, const char *value, struct error *err)
+{
+	/* Whether the accelerator has it is the machine's business. */
+	static const char *const known[] = { "auto", "kernel", "split", "user" };
+	for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
+		if (!strcmp(value, known[i])) {
+			o->irqchip = value;
+			return 0;
+		}
+	}
+	return error_set(err, EINVAL, "--irqchip %s: no such kind; choose auto, kernel, split or user", value);
+}
+
 static int parse_kernel(struct run_options *o, const char *value, struct error *err)
 {
 	if (!*value)
@@ -280,6 +293,7 @@ struct option {
 
 static const struct option options[] = {
 	{ "accel", "auto|kvm|dbt|interp", "how guest code is run (default auto; see trapline doctor)", parse_accel },
+	{ "irqchip", "auto|kernel|split|user", "where interrupt controllers are: in KVM, its LAPICs only, or here (default auto)", parse_irqchip },
 	{ "kernel", "FILE", "the kernel: bzImage, ELF with a PVH entry, or multiboot", parse_kernel },
 	{ "initrd", "FILE", "the initial ramdisk", parse_initrd },
 	{ "append", "STRING", "the kernel command line, e.g. \"console=ttyS0\"", parse_append },

@@ -19,6 +19,7 @@ struct error;
 
 struct run_options {
 	const char *accel;  /* "auto" or an accelerator's name */
+	const char *irqchip; /* as machine_config, or NULL */
 	const char *kernel; /* path */
 	const char *initrd; /* path or NULL */
 	const char *append; /* kernel command line or NULL */

@@ -216,6 +216,7 @@ static int run_machine(const struct run_options *o, const struct accel_ops *acce
 
 	const struct machine_config config = {
 		.accel = accel,
+		.irqchip = o->irqchip,
 		.kernel = o->kernel,
 		.initrd = o->initrd,
 		.append = o->append,

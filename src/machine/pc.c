@@ -36,6 +36,7 @@ struct machine {
 	bool quit;
 	unsigned boots;
 
+	enum accel_irqchip irqchip; /* [I] */
 	struct guest_ram ram;
 	struct vm *vm;
 	struct chardev *com1_chardev;
@@ -76,6 +77,14 @@ static void on_msi(void *opaque, uint64_t address, uint32_t data)
 	irqchip_msi(opaque, address, data);
 }
 
+static void on_hpet_legacy(void *opaque, bool on)
+{
+	struct machine *m = opaque;
+	int r = m->config.accel->chip->connect_pit(m->vm->accel, !on);
+	if (r)
+		log_warn("the accelerator's PIT does not give way to the HPET: %s", strerror(-r));
+}
+
 /* Everything on the buses. The order is that of dependence: HPET gates the PIT's and the RTC's interrupts, the PCI host's
  * LPC bridge moves the PM block. */
 static int create_devices(struct machine *m, struct error *err)
@@ -86,6 +95,7 @@ static int create_devices(struct machine *m, struct error *err)
 	struct bus *pio = &vm->pio, *mmio = &vm->mmio;
 	int r;
 
+	bool pit_inside = m->irqchip == ACCEL_IRQCHIP_KERNEL;
 	const struct hpet_config hpet = {
 		.mmio = mmio,
 		.loop = loop,
@@ -94,12 +104,14 @@ static int create_devices(struct machine *m, struct error *err)
 		.irq8 = irqchip_line(chip, 8),
 		/* ISA interrupts that nothing else here uses: a line has one driver. */
 		.gsi = { [10] = irqchip_line(chip, 10), [11] = irqchip_line(chip, 11) },
+		.legacy = pit_inside ? on_hpet_legacy : NULL,
+		.opaque = m,
 	};
 	if ((r = hpet_create(&m->hpet, &hpet, err)))
 		return r;
 
 	const struct pit_config pit = { .pio = pio, .loop = loop, .irq = hpet_gate_pit(m->hpet) };
-	if ((r = pit_create(&m->pit, &pit, err)))
+	if (!pit_inside && (r = pit_create(&m->pit, &pit, err)))
 		return r;
 
 	const struct rtc_config rtc = {
@@ -240,6 +252,7 @@ static int build(struct machine *m, struct error *err)
 		.loop = m->loop,
 		.device_lock = &m->device_lock,
 		.ncpus = m->config.ncpus,
+		.irqchip = m->irqchip,
 		.kvm_leaves = true,
 		.code_cache_size = m->config.code_cache_size,
 		.debug_flags = m->config.debug_flags,
@@ -261,9 +274,46 @@ static int build(struct machine *m, struct error *err)
 		boot_memory_types(&state);
 		vcpu_set_state(&vm->vcpu[i], &state);
 	}
-	/* The rest of firmware's hand-over: PIC interrupts reach the boot processor. */
-	lapic_virtual_wire(irqchip_lapic(vm->irqchip, 0));
+	if ((r = vm_virtual_wire(vm, err)))
+		return r;
 	m->boots++;
+	return 0;
+}
+
+/* Whose interrupt controllers. An in-kernel IOAPIC has 24 pins, so it has none for virtio-mmio devices. */
+static int choose_irqchip(struct machine *m, struct error *err)
+{
+	static const char *const names[] = { [ACCEL_IRQCHIP_USER] = "user", [ACCEL_IRQCHIP_SPLIT] = "split", [ACCEL_IRQCHIP_KERNEL] = "kernel" };
+	const struct accel_ops *accel = m->config.accel;
+	const char *name = m->config.irqchip;
+	unsigned caps = accel->chip ? accel->caps() : 0;
+	bool mmio = machine_virtio_mmio(m->virtio);
+	bool possible[] = {
+		[ACCEL_IRQCHIP_USER] = true,
+		[ACCEL_IRQCHIP_SPLIT] = caps & ACCEL_CAP_SPLIT_IRQCHIP,
+		[ACCEL_IRQCHIP_KERNEL] = caps & ACCEL_CAP_IRQCHIP,
+	};
+	if (!name || !strcmp(name, "auto")) {
+		m->irqchip = accel->chip ? accel->chip->best() : ACCEL_IRQCHIP_USER;
+		if (m->irqchip == ACCEL_IRQCHIP_KERNEL && (mmio || !possible[ACCEL_IRQCHIP_KERNEL]))
+			m->irqchip = ACCEL_IRQCHIP_SPLIT;
+		if (!possible[m->irqchip])
+			m->irqchip = ACCEL_IRQCHIP_USER;
+		return 0;
+	}
+	unsigned i = 0;
+	while (i < sizeof(names) / sizeof(names[0]) && strcmp(names[i], name))
+		i++;
+	if (i == sizeof(names) / sizeof(names[0]))
+		return error_set(err, EINVAL, "--irqchip %s: no such kind; choose auto, kernel, split or user", name);
+	if (!possible[i] && !accel->chip)
+		return error_set(err, EINVAL, "--irqchip %s: --accel %s has no interrupt controllers of its own; leave the option out, or give user", name,
+				 accel->name);
+	if (!possible[i])
+		return error_set(err, EINVAL, "--irqchip %s: this host's KVM does not have it; leave the option out, or give user", name);
+	if (i == ACCEL_IRQCHIP_KERNEL && mmio)
+		return error_set(err, EINVAL, "--irqchip kernel: KVM's IOAPIC has no inputs left for devices with transport=mmio; give split or user");
+	m->irqchip = (enum accel_irqchip)i;
 	return 0;
 }
 
@@ -292,6 +342,8 @@ int machine_create(struct machine **out, const struct machine_config *config, st
 	const struct chardev_config chardev = { .loop = m->loop, .quit = on_quit, .opaque = m };
 	if (!r)
 		r = machine_virtio_open(&m->virtio, &m->config, m->loop, &chardev, err);
+	if (!r)
+		r = choose_irqchip(m, err);
 	if (!r)
 		r = build(m, err);
 	if (r) {

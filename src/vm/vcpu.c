@@ -130,7 +130,7 @@ static int exit_mmio(struct vcpu *v, struct accel_exit *exit)
 {
 	uint64_t gpa = exit->mmio.gpa;
 	unsigned size = exit->mmio.size;
-	if (lapic_owns_gpa(v->lapic, gpa)) {
+	if (v->lapic && lapic_owns_gpa(v->lapic, gpa)) {
 		uint32_t offset = gpa % LAPIC_MMIO_SIZE;
 		if (exit->mmio.write)
 			lapic_mmio_write(v->lapic, offset, size, exit->mmio.value);
@@ -155,6 +155,8 @@ static void sync_tsc(struct vcpu *v)
 
 static int exit_msr_read(struct vcpu *v, struct accel_exit *exit)
 {
+	if (!v->lapic)
+		return -EPERM; /* LAPIC and kvm-clock are the accelerator's */
 	int r = lapic_rdmsr(v->lapic, exit->msr.index, &exit->msr.value);
 	if (r == -ENOENT && v->vm->config.kvm_leaves)
 		r = pvclock_rdmsr(&v->vm->pvclock, v->index, exit->msr.index, &exit->msr.value);
@@ -165,6 +167,8 @@ static int exit_msr_write(struct vcpu *v, struct accel_exit *exit)
 {
 	uint32_t index = exit->msr.index;
 	uint64_t value = exit->msr.value;
+	if (!v->lapic)
+		return -EPERM;
 	if (index == MSR_TSC_DEADLINE)
 		sync_tsc(v);
 	int r = lapic_wrmsr(v->lapic, index, value);
@@ -183,6 +187,8 @@ static int exit_hlt(struct vcpu *v, struct accel_exit *exit)
 	vcpu_get_state(v, &s);
 	if (s.nmi_pending && !s.nmi_masked)
 		return 0;
+	if (!v->lapic)
+		return 0; /* the accelerator waits itself; it only asks whether to go on */
 	/* With IF clear only NMI and INIT end a HLT. */
 	sleep_until(v, s.rflags & FL_IF ? wake_from_halt : wake_without_irq);
 	atomic_store(&v->nmi, false);
@@ -226,6 +232,12 @@ static int exit_hypercall(struct vcpu *v, struct accel_exit *exit)
 	return 0;
 }
 
+static int exit_eoi(struct vcpu *v, struct accel_exit *exit)
+{
+	irqchip_eoi(v->vm->irqchip, exit->eoi.vector);
+	return 0;
+}
+
 static int exit_debug(struct vcpu *v, struct accel_exit *exit)
 {
 	(void)v;
@@ -248,6 +260,7 @@ static const struct exit_desc exits[] = {
 	[ACCEL_EXIT_HYPERCALL] = { "hypercall", exit_hypercall },
 	[ACCEL_EXIT_DEBUG] = { "debug", exit_debug },
 	[ACCEL_EXIT_INTERRUPTED] = { "interrupted", exit_interrupted },
+	[ACCEL_EXIT_EOI] = { "eoi", exit_eoi },
 	[ACCEL_EXIT_EMULATION_FAILED] = { "emulation-failed", exit_emulation_failed },
 };
 
@@ -366,6 +379,19 @@ static int irq_ack(void *opaque)
 	return lapic_ack(v->lapic);
 }
 
+/* With the accelerator's LAPICs and our PIC: what its LINT0 asks. */
+static bool intr_pending(void *opaque)
+{
+	const struct vcpu *v = opaque;
+	return irqchip_intr(v->vm->irqchip);
+}
+
+static int intr_ack(void *opaque)
+{
+	struct vcpu *v = opaque;
+	return irqchip_inta(v->vm->irqchip);
+}
+
 static uint8_t get_cr8(void *opaque)
 {
 	const struct vcpu *v = opaque;
@@ -384,27 +410,32 @@ int vcpu_create(struct vcpu *v, struct vm *vm, unsigned index, struct error *err
 	v->vm = vm;
 	v->index = index;
 	v->lapic = irqchip_lapic(vm->irqchip, index);
-	atomic_store(&v->wait_sipi, index != 0);
+	atomic_store(&v->wait_sipi, v->lapic && index != 0);
 	struct x86_cpuid_policy policy = {
 		.vcpu = index,
 		.ncpus = vm->ncpus,
-		.tsc_hz = clock_tsc_hz(),
+		.tsc_hz = vm->config.tsc_hz ? vm->config.tsc_hz : clock_tsc_hz(),
 		.kvm_leaves = vm->config.kvm_leaves,
 	};
 	x86_cpuid_build(&v->cpuid, &policy);
 	struct accel_vcpu_config config = {
 		.index = index,
 		.exit = vcpu_exit,
-		.get_cr8 = get_cr8,
-		.set_cr8 = set_cr8,
 		.opaque = v,
-		.irq = { .pending = irq_pending, .ack = irq_ack, .opaque = v },
 		.cpuid = &v->cpuid,
 	};
+	if (v->lapic) {
+		config.get_cr8 = get_cr8;
+		config.set_cr8 = set_cr8;
+		config.irq = (struct accel_irq_source){ .pending = irq_pending, .ack = irq_ack, .opaque = v };
+	} else if (vm->config.irqchip == ACCEL_IRQCHIP_SPLIT) {
+		config.irq = (struct accel_irq_source){ .pending = intr_pending, .ack = intr_ack, .opaque = v };
+	}
 	int r = vm->config.accel->vcpu_create(&v->accel, vm->accel, &config, err);
 	if (r)
 		return r;
-	lapic_attach(v->lapic, &lapic_cpu, v);
+	if (v->lapic)
+		lapic_attach(v->lapic, &lapic_cpu, v);
 	return 0;
 }
 
@@ -412,7 +443,8 @@ void vcpu_destroy(struct vcpu *v)
 {
 	if (!v->accel)
 		return;
-	lapic_attach(v->lapic, NULL, NULL);
+	if (v->lapic)
+		lapic_attach(v->lapic, NULL, NULL);
 	v->vm->config.accel->vcpu_destroy(v->accel);
 	v->accel = NULL;
 }

@@ -24,7 +24,7 @@ struct vcpu {
 	struct vm *vm;		/* [I] */
 	unsigned index;		/* [I] also the APIC id */
 	struct accel_vcpu *accel; /* [I] */
-	struct lapic *lapic;	/* [I] */
+	struct lapic *lapic;	/* [I] NULL: it is the accelerator's, and with it HLT, INIT and start-up IPIs */
 	struct x86_cpuid_table cpuid; /* [I] */
 	pthread_t thread;
 	bool thread_started;

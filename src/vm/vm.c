@@ -9,6 +9,7 @@
 #include "accel/accel.h"
 #include "base/error.h"
 #include "vm/dump.h"
+#include "vm/hosted.h"
 
 static int create_vcpus(struct vm *vm, struct error *err)
 {
@@ -23,7 +24,10 @@ static int create_vcpus(struct vm *vm, struct error *err)
 static int create_parts(struct vm *vm, struct error *err)
 {
 	const struct vm_config *config = &vm->config;
-	int r = irqchip_create(&vm->irqchip, config->ncpus, vm->loop, vm->device_lock, err);
+	uint64_t tsc_hz = 0;
+	int r = hosted_check_tsc(config, &tsc_hz, err);
+	if (!r)
+		r = hosted_create_irqchip(vm, err);
 	if (r)
 		return r;
 	r = irqchip_map(vm->irqchip, &vm->pio, &vm->mmio, err);
@@ -34,10 +38,14 @@ static int create_parts(struct vm *vm, struct error *err)
 		.ncpus = config->ncpus,
 		.code_cache_size = config->code_cache_size,
 		.debug_flags = config->debug_flags,
+		.irqchip = config->irqchip,
+		.ioapic_pins = IOAPIC_PINS,
+		.tsc_hz = tsc_hz,
 	};
 	r = config->accel->vm_create(&vm->accel, &accel_config, err);
 	if (r)
 		return r;
+	hosted_doorbells(vm);
 	vm->vcpu = calloc(config->ncpus, sizeof(*vm->vcpu));
 	if (!vm->vcpu)
 		return error_set(err, ENOMEM, "out of memory for %u vCPUs", config->ncpus);

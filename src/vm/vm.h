@@ -43,6 +43,8 @@ struct vm_config {
 	struct loop *loop;     /* outlives the VM */
 	pthread_mutex_t *device_lock; /* the loop's; outlives the VM */
 	unsigned ncpus;
+	enum accel_irqchip irqchip; /* one that the accelerator has */
+	uint64_t tsc_hz;       /* of the guest's TSC, where its state was made at another host; 0: this host's */
 	bool kvm_leaves;       /* tell the guest it runs under KVM's paravirtual interface (kvm-clock) */
 	size_t code_cache_size; /* as accel_vm_config */
 	unsigned debug_flags;
@@ -70,6 +72,9 @@ struct vm {
 
 int vm_create(struct vm **out, const struct vm_config *config, struct error *err);
 void vm_destroy(struct vm *vm);
+
+/* The last of firmware's hand-over: PIC interrupts reach the boot processor (virtual wire mode). Before vm_run. */
+int vm_virtual_wire(struct vm *vm, struct error *err);
 
 /* Run until something stops it; main thread. Returns the result. */
 enum vm_result vm_run(struct vm *vm);

@@ -1,4 +1,5 @@
 /* What a debugger asks of a vCPU (accel.h, vcpu_set_debugger), of each accelerator by the same small programs in 64-bit mode. */
+#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -51,6 +52,7 @@ static int on_exit(void *opaque, struct accel_exit *x)
 			return 0;
 		r->outcome = STOP;
 		return 1;
+	case ACCEL_EXIT_MMIO:
 	case ACCEL_EXIT_INTERRUPTED:
 		return 0;
 	default:
@@ -141,7 +143,7 @@ static void tables(struct rig *r)
 	}
 }
 
-static int set_up(struct rig *r, const struct accel_ops *ops)
+static int set_up(struct rig *r, const struct accel_ops *ops, enum accel_irqchip irqchip)
 {
 	struct error err;
 	memset(r, 0, sizeof(*r));
@@ -149,7 +151,7 @@ static int set_up(struct rig *r, const struct accel_ops *ops)
 	r->pending = -1;
 	assert_int_equal(ram_create(&r->ram, 2 << 20, &err), 0);
 	x86_cpuid_build(&r->cpuid, &(struct x86_cpuid_policy){ .ncpus = 1 });
-	assert_int_equal(ops->vm_create(&r->vm, &(struct accel_vm_config){ .ram = &r->ram, .ncpus = 1 }, &err), 0);
+	assert_int_equal(ops->vm_create(&r->vm, &(struct accel_vm_config){ .ram = &r->ram, .ncpus = 1, .irqchip = irqchip }, &err), 0);
 	struct accel_vcpu_config config = { .exit = on_exit, .opaque = r, .cpuid = &r->cpuid, .irq = { irq_pending, irq_ack, r } };
 	assert_int_equal(ops->vcpu_create(&r->cpu, r->vm, &config, &err), 0);
 	tables(r);
@@ -171,27 +173,49 @@ static struct rig the_rig;
 
 static int setup_interp(void **state)
 {
-	return *state = &the_rig, set_up(&the_rig, &accel_interp);
+	return *state = &the_rig, set_up(&the_rig, &accel_interp, ACCEL_IRQCHIP_USER);
 }
 
 static int setup_dbt(void **state)
 {
-	return *state = &the_rig, set_up(&the_rig, &accel_dbt);
+	return *state = &the_rig, set_up(&the_rig, &accel_dbt, ACCEL_IRQCHIP_USER);
 }
 
-static int setup_kvm(void **state)
+static int set_up_kvm(void **state, enum accel_irqchip irqchip)
 {
 	struct error err;
 	*state = &the_rig;
 	memset(&the_rig, 0, sizeof(the_rig));
 	if (accel_kvm.probe(&err))
 		return print_message("no KVM here: %s\n", err.text), 0;
-	return set_up(&the_rig, &accel_kvm);
+	if (irqchip == ACCEL_IRQCHIP_KERNEL && !(accel_kvm.caps() & ACCEL_CAP_IRQCHIP))
+		return print_message("this KVM has no interrupt controllers\n"), 0;
+	return set_up(&the_rig, &accel_kvm, irqchip);
+}
+
+static int setup_kvm(void **state)
+{
+	return set_up_kvm(state, ACCEL_IRQCHIP_USER);
+}
+
+static int setup_kvm_chip(void **state)
+{
+	return set_up_kvm(state, ACCEL_IRQCHIP_KERNEL);
 }
 
 static int debug(struct rig *r, const struct accel_debugger *d)
 {
 	return r->ops->vcpu_set_debugger(r->cpu, d);
+}
+
+static void need_points(struct rig *r, const struct accel_debugger *d)
+{
+	int rc = debug(r, d);
+	if (rc == -ENOTSUP) {
+		print_message("this KVM does not honour such breakpoints\n");
+		skip();
+	}
+	assert_int_equal(rc, 0);
 }
 
 static enum outcome run(struct rig *r)
@@ -208,7 +232,7 @@ static void expect_stop(struct rig *r, enum accel_stop why, uint64_t at)
 	assert_int_equal(rip(r), at);
 }
 
-static const struct accel_debugger nothing, step = { .step = true };
+static const struct accel_debugger nothing, step = { .step = true }, quiet_step = { .step = true, .no_irq = true };
 
 static void test_step(void **state)
 {
@@ -216,7 +240,7 @@ static void test_step(void **state)
 	/* inc eax; mov [DATA], rax; push rax; jmp +0; ud2 */
 	code(r, CODE, "\xff\xc0\x48\x89\x04\x25\x00\x90\x00\x00\x50\xeb\x00\x0f\x0b", 15);
 	start(r, CODE);
-	debug(r, &step);
+	debug(r, &quiet_step);
 	static const uint64_t at[] = { CODE + 2, CODE + 10, CODE + 11, CODE + 13, HANDLERS + VEC_UD * 16 };
 	for (unsigned i = 0; i < 5; i++)
 		expect_stop(r, ACCEL_STOP_STEP, at[i]);
@@ -290,8 +314,7 @@ static void test_exec(void **state)
 	loop(r);
 	assert_int_equal(run(r), END); /* hot */
 	loop(r);
-	if (debug(r, &at_far))
-		skip();
+	need_points(r, &at_far);
 	for (unsigned i = 1; i <= 5; i++) {
 		expect_stop(r, ACCEL_STOP_EXEC, FAR);
 		assert_int_equal(r->index, 1);
@@ -318,8 +341,7 @@ static void test_exec_from_exit(void **state)
 	code(r, CODE, "\xff\xc3\xe6\xf5\x90\x90\xeb\xf8", 8);
 	start(r, CODE);
 	struct accel_debugger d = { .npoints = 1, .point = { { .kind = ACCEL_POINT_EXEC, .gva = CODE + 5, .len = 1 } } };
-	if (debug(r, &d))
-		skip();
+	need_points(r, &d);
 	debug(r, &nothing);
 	r->set = &d;
 	expect_stop(r, ACCEL_STOP_EXEC, CODE + 5);
@@ -342,8 +364,7 @@ static void test_data(void **state)
 							     { .kind = ACCEL_POINT_WRITE, .gva = DATA + 6, .len = 1 },
 							     { .kind = ACCEL_POINT_ACCESS, .gva = DATA + 10, .len = 2 },
 							     { .kind = ACCEL_POINT_WRITE, .gva = STACK - 8, .len = 4 } } };
-	if (debug(r, &d))
-		skip();
+	need_points(r, &d);
 	for (int i = 0; i < 3; i++) {
 		expect_stop(r, ACCEL_STOP_DATA, CODE + 7);
 		assert_int_equal(r->index, 2);
@@ -364,8 +385,7 @@ static void test_data_string(void **state)
 	code(r, CODE, "\xbf\x00\x90\x00\x00\xb9\x40\x00\x00\x00\xf3\xaa\xe6\xf4", 14); /* mov edi, DATA; mov ecx, 64; rep stosb; out */
 	start(r, CODE);
 	struct accel_debugger d = { .npoints = 1, .point = { { .kind = ACCEL_POINT_WRITE, .gva = DATA + 40, .len = 2 } } };
-	if (debug(r, &d))
-		skip();
+	need_points(r, &d);
 	expect_stop(r, ACCEL_STOP_DATA, CODE + 10);
 	assert_int_equal(gpr(r, RCX), 23);
 	expect_stop(r, ACCEL_STOP_DATA, CODE + 10);
@@ -374,12 +394,26 @@ static void test_data_string(void **state)
 	assert_int_equal(gpr(r, RCX), 0);
 }
 
+/* Instructions that leave the processor are one step each, whoever completes them. */
+static void test_step_devices(void **state)
+{
+	struct rig *r = *state;
+	/* out PORT_CALL; in al, PORT_CALL; mov [0x600000], eax; out PORT_CALL; nop */
+	code(r, CODE, "\xe6\xf5\xe4\xf5\x89\x04\x25\x00\x00\x60\x00\xe6\xf5\x90", 14);
+	put64(r, TABLES + 0x2018, 0x600000 | 0xe3);
+	start(r, CODE);
+	debug(r, &quiet_step);
+	static const uint64_t at[] = { CODE + 2, CODE + 4, CODE + 11, CODE + 13, CODE + 14 };
+	for (unsigned i = 0; i < 5; i++)
+		expect_stop(r, ACCEL_STOP_STEP, at[i]);
+}
+
 static void test_no_irq(void **state)
 {
 	struct rig *r = *state;
 	code(r, CODE, "\xfb\x90\x90\x90\x90\x90\x90\x90\xe6\xf4", 10); /* sti */
 	start(r, CODE);
-	debug(r, &(struct accel_debugger){ .step = true, .no_irq = true });
+	debug(r, &quiet_step);
 	r->pending = 0x30;
 	for (unsigned i = 1; i < 5; i++)
 		expect_stop(r, ACCEL_STOP_STEP, CODE + i);
@@ -392,7 +426,7 @@ static void test_step_hlt(void **state)
 	struct rig *r = *state;
 	code(r, CODE, "\xfb\xf4\x90\x90", 4);
 	start(r, CODE);
-	debug(r, &(struct accel_debugger){ .step = true, .no_irq = true });
+	debug(r, &quiet_step);
 	expect_stop(r, ACCEL_STOP_STEP, CODE + 1);
 	expect_stop(r, ACCEL_STOP_STEP, CODE + 2);
 	expect_stop(r, ACCEL_STOP_STEP, CODE + 2); /* it sleeps */
@@ -403,13 +437,15 @@ static void test_step_hlt(void **state)
 }
 
 #define WITH(fn, name) { #fn " (" #name ")", fn, setup_##name, teardown, NULL }
-#define TESTS(name)                                                                                                                   \
+/* KVM's own controllers are not given interrupts here. */
+#define CHIP_TESTS(name)                                                                                                              \
 	WITH(test_step, name), WITH(test_step_flags, name), WITH(test_int3, name), WITH(test_step_int3, name), WITH(test_exec, name), \
-		WITH(test_exec_from_exit, name), WITH(test_data, name), WITH(test_data_string, name), WITH(test_no_irq, name),        \
-		WITH(test_step_hlt, name)
+		WITH(test_exec_from_exit, name), WITH(test_step_devices, name)
+#define TESTS(name)                                                                                                                   \
+	CHIP_TESTS(name), WITH(test_data, name), WITH(test_data_string, name), WITH(test_no_irq, name), WITH(test_step_hlt, name)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = { TESTS(interp), TESTS(dbt), TESTS(kvm) };
+	const struct CMUnitTest tests[] = { TESTS(interp), TESTS(dbt), TESTS(kvm), CHIP_TESTS(kvm_chip) };
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

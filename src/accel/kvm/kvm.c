@@ -1,8 +1,8 @@
 /*
  * The hardware accelerator: the kernel's KVM (Linux Documentation/virt/kvm/api.rst).
  *
- * Interrupt controllers are ours (irqchip/): KVM delivers what it is told to by KVM_INTERRUPT when the guest can take it. MSRs that belong to
- * them or to the paravirtual clock come out as exits by the MSR filter; so do those that KVM does not know.
+ * Interrupt controllers are KVM's, ours (irqchip/), or half and half. Ours: KVM delivers what it is told to by KVM_INTERRUPT when the guest can
+ * take it, and MSRs that belong to them or to our paravirtual clock come out as exits by the MSR filter; so do those that KVM does not know.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -72,7 +72,12 @@ static int kvm_probe_ops(struct error *err)
 
 static unsigned kvm_caps(void)
 {
-	return 0;
+	int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+	if (fd < 0)
+		return 0;
+	unsigned caps = kvm_irqchip_caps(fd);
+	close(fd);
+	return caps;
 }
 
 static void on_kick(int sig)
@@ -83,6 +88,8 @@ static void on_kick(int sig)
 static void kvm_vm_destroy(struct accel_vm *vm)
 {
 	kvm_remove_memory(vm);
+	kvm_irqchip_destroy(vm);
+	pthread_mutex_destroy(&vm->route_lock);
 	if (vm->fd >= 0)
 		close(vm->fd);
 	if (vm->kvm_fd >= 0)
@@ -110,7 +117,9 @@ static int set_up(struct accel_vm *vm, const struct accel_vm_config *config, str
 	uint64_t identity = IDENTITY_MAP_ADDR;
 	if (ioctl(vm->fd, KVM_SET_TSS_ADDR, TSS_ADDR) < 0 || ioctl(vm->fd, KVM_SET_IDENTITY_MAP_ADDR, &identity) < 0)
 		return error_set(err, errno, "KVM does not take its private pages: %s", strerror(errno));
-	int r = kvm_filter_msrs(vm, err);
+	int r = kvm_irqchip_create(vm, err);
+	if (!r)
+		r = kvm_filter_msrs(vm, err);
 	if (!r)
 		r = kvm_add_memory(vm, config->ram, err);
 	if (!r) {
@@ -127,6 +136,10 @@ static int kvm_vm_create(struct accel_vm **out, const struct accel_vm_config *co
 		return error_set(err, ENOMEM, "no memory for KVM's VM");
 	vm->kvm_fd = vm->fd = -1;
 	vm->ram = config->ram;
+	vm->irqchip = config->irqchip;
+	vm->ioapic_pins = config->ioapic_pins;
+	vm->tsc_khz = (uint32_t)(config->tsc_hz / 1000);
+	pthread_mutex_init(&vm->route_lock, NULL);
 	int r = set_up(vm, config, err);
 	if (r) {
 		kvm_vm_destroy(vm);
@@ -156,6 +169,8 @@ static int start_vcpu(struct accel_vcpu *v, struct error *err)
 	if (run == MAP_FAILED)
 		return error_set(err, errno, "cannot map vCPU %u: %s", v->config.index, strerror(errno));
 	v->run = run;
+	if (v->vm->tsc_khz && ioctl(v->fd, KVM_SET_TSC_KHZ, (unsigned long)v->vm->tsc_khz) < 0)
+		return error_set(err, errno, "KVM cannot run the TSC of vCPU %u at %u kHz: %s", v->config.index, v->vm->tsc_khz, strerror(errno));
 	int r = kvm_cpuid_set(v);
 	if (r)
 		return error_set(err, -r, "KVM does not take the CPUID table of vCPU %u: %s", v->config.index, strerror(-r));
@@ -190,6 +205,8 @@ const struct accel_ops accel_kvm = {
 	.description = "the kernel's KVM, with our own interrupt controllers; not proved on hardware yet, so auto leaves it out",
 	.probe = kvm_probe_ops,
 	.caps = kvm_caps,
+	.chip = &kvm_chip,
+	.ioeventfd = kvm_ioeventfd,
 	.vm_create = kvm_vm_create,
 	.vm_destroy = kvm_vm_destroy,
 	.vcpu_create = kvm_vcpu_create,

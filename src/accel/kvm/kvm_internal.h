@@ -29,7 +29,18 @@ struct accel_vm {
 	bool points_tried;
 	unsigned points; /* breakpoints that this KVM honours: 1 << enum accel_point_kind */
 	uint8_t *room; /* second mapping of the room of RAM (struct ram_room), or NULL */
+	enum accel_irqchip irqchip; /* [I] */
+	unsigned ioapic_pins;	    /* [I] SPLIT: the first GSIs are pins of our IOAPIC */
+	uint32_t tsc_khz;	    /* [I] 0: the host's */
+	pthread_mutex_t route_lock;
+	struct kvm_irq_routing *routes; /* [route_lock] what was last told to KVM */
+	struct kvm_route *route;	/* [route_lock] the messages by GSI */
 };
+
+static inline bool kvm_has_lapic(const struct accel_vm *vm)
+{
+	return vm->irqchip != ACCEL_IRQCHIP_USER;
+}
 
 struct accel_vcpu {
 	struct accel_vm *vm;
@@ -68,12 +79,17 @@ int kvm_cpuid_set(struct accel_vcpu *v);
 /* --- debug.c --- */
 
 int kvm_vcpu_set_debugger(struct accel_vcpu *v, const struct accel_debugger *want);
-/* With v->debugger.armed, before KVM_RUN. 0, or what vcpu_run returns. */
-int kvm_debug_before(struct accel_vcpu *v);
+/* With v->debugger.armed, before KVM_RUN. 0, or what vcpu_run returns; *done if KVM_RUN is not needed now. */
+int kvm_debug_before(struct accel_vcpu *v, bool *done);
 /* KVM_EXIT_DEBUG. */
 int kvm_debug_exit(struct accel_vcpu *v);
 /* An instruction was completed in a way that KVM does not report: tell the debugger if it steps. */
 int kvm_debug_stepped(struct accel_vcpu *v);
+/* KVM has still to end a step, and will say so at its next run. */
+static inline bool kvm_debug_in_step(const struct accel_vcpu *v)
+{
+	return v->debugger.want.step && v->unfinished;
+}
 /* Interrupts have to wait. */
 static inline bool kvm_debug_holds_irq(const struct accel_vcpu *v)
 {
@@ -84,6 +100,8 @@ static inline bool kvm_debug_holds_irq(const struct accel_vcpu *v)
 
 /* The INT3 at RIP is the guest's own. As kvm_step_run. */
 int kvm_step_int3(struct accel_vcpu *v);
+/* A debugger's step. *done false: the instruction reaches what only KVM has, and has not been run. */
+int kvm_step_debug(struct accel_vcpu *v, bool *done);
 
 
 /* Run the one instruction that KVM could not, with our own emulator on the full state. Its exits go to the vCPU's handler. 0 to go on, else
@@ -103,6 +121,22 @@ void kvm_finish(struct accel_vcpu *v);
 int kvm_vcpu_run(struct accel_vcpu *v);
 void kvm_vcpu_kick(struct accel_vcpu *v);
 void kvm_vcpu_nmi(struct accel_vcpu *v);
+
+/* --- irqchip.c --- */
+
+/* KVM's own controllers, before there is a vCPU: as vm->irqchip says. 0 or -errno with err. */
+int kvm_irqchip_create(struct accel_vm *vm, struct error *err);
+void kvm_irqchip_destroy(struct accel_vm *vm);
+/* Which of the capability bits about controllers and eventfds this KVM has. */
+unsigned kvm_irqchip_caps(int kvm_fd);
+int kvm_ioeventfd(struct accel_vm *vm, const struct accel_ioeventfd *what, bool on);
+extern const struct accel_chip_ops kvm_chip;
+/* Whether the vCPU sits in HLT. It stays as it is while it waits for INIT or a start-up IPI. */
+bool kvm_halted(struct accel_vcpu *v);
+void kvm_set_halted(struct accel_vcpu *v, bool halted);
+/* CR8, in whoever's LAPIC. */
+uint8_t kvm_get_cr8(struct accel_vcpu *v);
+void kvm_set_cr8(struct accel_vcpu *v, uint8_t value);
 
 /* --- memory.c --- */
 

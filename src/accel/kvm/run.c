@@ -119,6 +119,12 @@ static int exit_fail_entry(struct accel_vcpu *v)
 	return leave_failed(v, "the processor refuses to enter the guest in this state");
 }
 
+static int exit_eoi(struct accel_vcpu *v)
+{
+	struct accel_exit x = { .kind = ACCEL_EXIT_EOI, .eoi = { .vector = v->run->eoi.vector } };
+	return kvm_leave(v, &x);
+}
+
 static int exit_nothing(struct accel_vcpu *v)
 {
 	(void)v;
@@ -136,6 +142,7 @@ static int (*const exits[])(struct accel_vcpu *v) = {
 	[KVM_EXIT_SHUTDOWN] = exit_shutdown,
 	[KVM_EXIT_INTERNAL_ERROR] = exit_internal_error,
 	[KVM_EXIT_FAIL_ENTRY] = exit_fail_entry,
+	[KVM_EXIT_IOAPIC_EOI] = exit_eoi,
 	[KVM_EXIT_X86_RDMSR] = exit_rdmsr,
 	[KVM_EXIT_X86_WRMSR] = exit_wrmsr,
 };
@@ -145,13 +152,15 @@ static int (*const exits[])(struct accel_vcpu *v) = {
 /* One KVM_RUN. 0, or -errno (-EINTR: kicked). */
 static int enter(struct accel_vcpu *v)
 {
-	v->run->cr8 = v->config.get_cr8 ? v->config.get_cr8(v->config.opaque) : 0;
-	uint64_t cr8 = v->run->cr8;
+	bool ours = !kvm_has_lapic(v->vm);
+	uint64_t cr8 = kvm_get_cr8(v);
+	if (ours)
+		v->run->cr8 = cr8;
 	int r = ioctl(v->fd, KVM_RUN, 0) < 0 ? -errno : 0;
 	v->unfinished = false;
 	v->irq_window = v->run->ready_for_interrupt_injection && v->run->if_flag;
-	if (v->run->cr8 != cr8 && v->config.set_cr8)
-		v->config.set_cr8(v->config.opaque, (uint8_t)v->run->cr8);
+	if (ours && v->run->cr8 != cr8)
+		kvm_set_cr8(v, (uint8_t)v->run->cr8);
 	return r;
 }
 
@@ -207,15 +216,16 @@ static int attend(struct accel_vcpu *v)
 static int run_once(struct accel_vcpu *v)
 {
 	v->run->immediate_exit = 0;
-	if (atomic_load(&v->request)) {
+	if (atomic_load(&v->request) && !kvm_debug_in_step(v)) {
 		kvm_finish(v);
 		int rc = attend(v);
 		if (rc)
 			return rc;
 	}
 	if (v->debugger.armed) {
-		int rc = kvm_debug_before(v);
-		if (rc)
+		bool done;
+		int rc = kvm_debug_before(v, &done);
+		if (rc || done)
 			return rc;
 	}
 	if (!kvm_debug_holds_irq(v) && inject(v))

@@ -256,7 +256,7 @@ int kvm_state_get(struct accel_vcpu *v, struct x86_state *s)
 		if (xcrs.xcrs[i].xcr == 0)
 			s->xcr0 = xcrs.xcrs[i].value;
 	memcpy(s->xsave, xsave.region, sizeof(s->xsave));
-	s->halted = v->halted;
+	s->halted = kvm_halted(v);
 	s->tsc_offset = get_tsc_offset(v);
 	return get_msrs(v, s);
 }
@@ -276,6 +276,7 @@ int kvm_state_set(struct accel_vcpu *v, const struct x86_state *s)
 	for (unsigned i = 0; i < 4; i++)
 		debug.db[i] = s->dr[i];
 	to_sregs(&sregs, s);
+	sregs.cr8 = kvm_get_cr8(v);
 	memset(&xsave, 0, sizeof(xsave));
 	memcpy(xsave.region, s->xsave, sizeof(s->xsave));
 	if (ioctl(v->fd, KVM_GET_VCPU_EVENTS, &events))
@@ -291,7 +292,7 @@ int kvm_state_set(struct accel_vcpu *v, const struct x86_state *s)
 	if (ioctl(v->fd, KVM_SET_SREGS, &sregs) || ioctl(v->fd, KVM_SET_REGS, &regs) || ioctl(v->fd, KVM_SET_XCRS, &xcrs) ||
 	    ioctl(v->fd, KVM_SET_XSAVE, &xsave) || ioctl(v->fd, KVM_SET_DEBUGREGS, &debug) || ioctl(v->fd, KVM_SET_VCPU_EVENTS, &events))
 		return -errno;
-	v->halted = s->halted;
+	kvm_set_halted(v, s->halted);
 	set_tsc_offset(v, s->tsc_offset);
 	return set_msrs(v, s);
 }
