@@ -84,7 +84,7 @@ struct accel_exit {
 		struct {
 			uint64_t nr, arg[6], result; /* rax/rdi.. as the Xen and KVM conventions read them from x86_state */
 		} hypercall;
-		struct {
+		struct accel_debug_stop {
 			enum accel_stop why;
 			unsigned index; /* in accel_debugger.point */
 		} debug;
@@ -214,6 +214,9 @@ struct accel_ops {
 	const char *description; /* for doctor */
 	/* 0 if this host can run it, else -errno with the sentence why not. */
 	int (*probe)(struct error *err);
+	/* Is it, of those behind it in accel_list, the one to take when nobody asks for a certain one? NULL: yes, where it works. 0, or -errno also if
+	 * it does not work; either way `why` has one clause that says what was found. May run a guest for 2 ms. */
+	int (*recommend)(struct error *why);
 	unsigned (*caps)(void); /* enum accel_cap bits */
 
 	const struct accel_chip_ops *chip; /* with ACCEL_CAP_IRQCHIP or ACCEL_CAP_SPLIT_IRQCHIP, else NULL */

@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/keyval.h"
 #include "control/runtime.h"
+#include "gdb/server.h"
 #include "machine/pc.h"
 
 #define HELP_COLUMN 36
@@ -214,6 +215,12 @@ static int parse_rng(struct run_options *o, const char *value, struct error *err
 	return parse_switch("rng", &o->rng, value, err);
 }
 
+static int parse_gdb(struct run_options *o, const char *value, struct error *err)
+{
+	o->gdb = value;
+	return gdb_check(value, err);
+}
+
 static int parse_detach(struct run_options *o, const char *value, struct error *err)
 {
 	(void)value;
@@ -310,6 +317,7 @@ static const struct option options[] = {
 	{ "port", "NAME=KIND", "a port of it for programs, by name: --port agent=socket:/tmp/agent; again for more", parse_port, .repeat = true },
 	{ "name", "NAME", "the VM's name, for trapline ls, stop, console, ... (default: made from --disk or --kernel)", parse_name },
 	{ "detach", NULL, "go on in the background once the VM is built; its console is trapline console NAME", parse_detach },
+	{ "gdb", "tcp:HOST:PORT|unix:PATH[,wait]", "let gdb connect there (target remote); wait: the guest starts when gdb says so", parse_gdb },
 	{ "no-reboot", NULL, "end when the guest resets instead of starting it again", parse_no_reboot },
 	{ "verbose", NULL, "log what the VMM does to stderr", parse_verbose },
 	{ "help", NULL, "show this help", parse_help },

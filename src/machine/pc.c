@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,6 +19,7 @@
 #include "device/pm.h"
 #include "device/rtc.h"
 #include "device/uart.h"
+#include "gdb/server.h"
 #include "load/load.h"
 #include "machine/boot.h"
 #include "machine/stats.h"
@@ -31,6 +33,7 @@ struct machine {
 	struct machine_config config; /* [I] */
 	pthread_mutex_t device_lock;
 	struct loop *loop; /* [I] */
+	struct gdb_server *gdb;	      /* or NULL */
 	struct machine_virtio *virtio; /* what is open behind them outlives a reboot */
 	pthread_mutex_t lock;	      /* vm and quit: machine_stop against a reboot */
 	bool quit;
@@ -223,6 +226,8 @@ static void destroy_devices(struct machine *m)
 /* Undo build, also a half-finished one. */
 static void tear_down(struct machine *m)
 {
+	if (m->gdb)
+		gdb_server_forget(m->gdb);
 	destroy_devices(m);
 	pthread_mutex_lock(&m->lock);
 	struct vm *vm = m->vm;
@@ -277,6 +282,8 @@ static int build(struct machine *m, struct error *err)
 	if ((r = vm_virtual_wire(vm, err)))
 		return r;
 	m->boots++;
+	if (m->gdb)
+		gdb_server_attach(m->gdb, vm, m->boots == 1);
 	return 0;
 }
 
@@ -342,6 +349,8 @@ int machine_create(struct machine **out, const struct machine_config *config, st
 	const struct chardev_config chardev = { .loop = m->loop, .quit = on_quit, .opaque = m };
 	if (!r)
 		r = machine_virtio_open(&m->virtio, &m->config, m->loop, &chardev, err);
+	if (!r && config->gdb)
+		r = gdb_server_create(&m->gdb, config->gdb, m->loop, err);
 	if (!r)
 		r = choose_irqchip(m, err);
 	if (!r)
@@ -384,6 +393,13 @@ static bool quit_requested(struct machine *m)
 	return quit;
 }
 
+static void tell_debugger(struct machine *m, const struct machine_result *result)
+{
+	bool failed = result->end >= MACHINE_TRIPLE_FAULT;
+	if (m->gdb)
+		gdb_server_ended(m->gdb, failed, failed ? SIGABRT : (uint8_t)machine_exit_status(result));
+}
+
 void machine_run(struct machine *m, struct machine_result *result)
 {
 	*result = (struct machine_result){ .end = MACHINE_QUIT };
@@ -399,6 +415,7 @@ void machine_run(struct machine *m, struct machine_result *result)
 				snprintf(result->text, sizeof(result->text), "%s",
 					 m->vm->reason[0] ? m->vm->reason : vm_result_text(r));
 			snprintf(result->dump, sizeof(result->dump), "%s", m->vm->dump_path);
+			tell_debugger(m, result);
 			return;
 		}
 		log_info("guest reset: building the machine again (boot %u)", m->boots + 1);
@@ -464,6 +481,7 @@ void machine_destroy(struct machine *m)
 	if (!m)
 		return;
 	tear_down(m);
+	gdb_server_destroy(m->gdb);
 	machine_virtio_close(m->virtio);
 	if (m->com1_chardev)
 		chardev_close(m->com1_chardev);

@@ -51,6 +51,7 @@ struct machine_config {
 	unsigned nports;
 	const char *balloon;	       /* or NULL: none */
 	const char *rng;	       /* or NULL: none */
+	const char *gdb;	       /* where gdb connects, as --gdb has it, or NULL */
 	bool no_reboot;		       /* a guest reset ends machine_run instead of building the machine again */
 	unsigned debug_flags;	       /* enum accel_debug */
 	size_t code_cache_size;	       /* bytes; 0: the accelerator's default */

@@ -37,10 +37,10 @@ void vcpu_kick(struct vcpu *v)
 	v->vm->config.accel->vcpu_kick(v->accel);
 }
 
-/* Whether the thread must leave the accelerator: the VM stops, or an INIT waits. */
+/* Whether the thread must leave the accelerator: the VM stops, an INIT waits, or somebody holds it. */
 static bool must_leave(struct vcpu *v)
 {
-	return atomic_load(&v->vm->stopping) || (atomic_load(&v->request) & REQUEST_INIT);
+	return atomic_load(&v->vm->stopping) || (atomic_load(&v->request) & REQUEST_INIT) || atomic_load(&v->hold);
 }
 
 /* Sleep until `done` says so; looks again after each wake_up. */
@@ -69,6 +69,50 @@ static bool wake_from_halt(struct vcpu *v)
 static bool wake_from_wait_sipi(struct vcpu *v)
 {
 	return must_leave(v) || (atomic_load(&v->request) & REQUEST_SIPI);
+}
+
+/* --- holding it still --- */
+
+void vcpu_hold(struct vcpu *v, enum vm_hold who)
+{
+	if (!(atomic_fetch_or(&v->hold, 1u << who) & VCPU_PARKED))
+		vcpu_kick(v);
+}
+
+void vcpu_release(struct vcpu *v, enum vm_hold who)
+{
+	atomic_fetch_and(&v->hold, ~(1u << who));
+	wake_up(v);
+}
+
+static bool wake_from_park(struct vcpu *v)
+{
+	return atomic_load(&v->vm->stopping) || atomic_load(&v->hold) == VCPU_PARKED;
+}
+
+/* One word holds who holds it and that it is parked: so it leaves only if nobody has taken hold of it meanwhile. */
+static void park(struct vcpu *v)
+{
+	uint32_t hold = atomic_load(&v->hold);
+	do {
+		if (!hold)
+			return;
+	} while (!atomic_compare_exchange_weak(&v->hold, &hold, hold | VCPU_PARKED));
+	vtimer_arm(&v->vm->parked, clock_ns());
+	do {
+		sleep_until(v, wake_from_park);
+		if (atomic_load(&v->vm->stopping))
+			return; /* it does not run again */
+		hold = VCPU_PARKED;
+	} while (!atomic_compare_exchange_strong(&v->hold, &hold, 0));
+}
+
+/* On its thread: park for the debugger. For exit handlers to return. */
+static int stop_for_debugger(struct vcpu *v, enum vcpu_stop stop)
+{
+	v->stop = stop;
+	atomic_fetch_or(&v->hold, 1u << VM_HOLD_DEBUGGER);
+	return 1;
 }
 
 /* --- what the LAPIC asks of its CPU; any thread --- */
@@ -201,13 +245,24 @@ static int exit_interrupted(struct vcpu *v, struct accel_exit *exit)
 	return must_leave(v);
 }
 
+/* It cannot go on: the end of the VM, after the debugger has had a look. */
+static int stop_for_ever(struct vcpu *v, enum vm_result result, const char *reason)
+{
+	if (!atomic_load(&v->vm->debugged)) {
+		vm_stop_with_dump(v, result, reason);
+		return 1;
+	}
+	v->fault = result;
+	snprintf(v->fault_reason, sizeof(v->fault_reason), "%s", reason);
+	return stop_for_debugger(v, VCPU_STOP_FAULT);
+}
+
 static int exit_shutdown(struct vcpu *v, struct accel_exit *exit)
 {
 	char reason[128];
 	(void)exit;
 	snprintf(reason, sizeof(reason), "triple fault on vCPU %u: the guest could not deliver an exception", v->index);
-	vm_stop_with_dump(v, VM_TRIPLE_FAULT, reason);
-	return 1;
+	return stop_for_ever(v, VM_TRIPLE_FAULT, reason);
 }
 
 static int exit_emulation_failed(struct vcpu *v, struct accel_exit *exit)
@@ -221,8 +276,7 @@ static int exit_emulation_failed(struct vcpu *v, struct accel_exit *exit)
 		for (int i = 0; i < exit->failed.nbytes && i < 15 && n < 250; i++)
 			n += snprintf(reason + n, sizeof(reason) - (size_t)n, " %02x", exit->failed.bytes[i]);
 	}
-	vm_stop_with_dump(v, VM_EMULATION_FAILED, reason);
-	return 1;
+	return stop_for_ever(v, VM_EMULATION_FAILED, reason);
 }
 
 static int exit_hypercall(struct vcpu *v, struct accel_exit *exit)
@@ -240,9 +294,10 @@ static int exit_eoi(struct vcpu *v, struct accel_exit *exit)
 
 static int exit_debug(struct vcpu *v, struct accel_exit *exit)
 {
-	(void)v;
-	(void)exit;
-	return 0; /* nobody set a breakpoint */
+	if (!atomic_load(&v->vm->debugged))
+		return 0;
+	v->debug = exit->debug;
+	return stop_for_debugger(v, VCPU_STOP_DEBUG);
 }
 
 struct exit_desc {
@@ -325,8 +380,13 @@ static void *vcpu_thread(void *opaque)
 {
 	struct vcpu *v = opaque;
 	while (!atomic_load(&v->vm->stopping)) {
-		if (atomic_load(&v->request) & REQUEST_INIT) {
+		if (atomic_load(&v->hold)) {
+			park(v);
+		} else if (atomic_load(&v->request) & REQUEST_INIT) {
+			v->stop = VCPU_STOP_NONE;
 			serve_init(v);
+		} else if (v->stop == VCPU_STOP_FAULT) {
+			vm_stop_with_dump(v, v->fault, v->fault_reason);
 		} else if (!atomic_load(&v->wait_sipi)) {
 			run_once(v);
 		} else {

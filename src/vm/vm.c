@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "accel/accel.h"
+#include "base/clock.h"
 #include "base/error.h"
 #include "vm/dump.h"
 #include "vm/hosted.h"
@@ -52,6 +53,25 @@ static int create_parts(struct vm *vm, struct error *err)
 	return create_vcpus(vm, err);
 }
 
+/* A vCPU has parked: tell who waits for it. */
+static void on_parked(void *opaque)
+{
+	struct vm *vm = opaque;
+	for (unsigned i = 0; i < vm->ncpus; i++) {
+		struct vcpu *v = &vm->vcpu[i];
+		bool held = atomic_load(&v->hold) & (1u << VM_HOLD_DEBUGGER);
+		if (vm->debugger.stopped && vcpu_parked(v) && held && v->stop != VCPU_STOP_NONE)
+			vm->debugger.stopped(vm->debugger.opaque, v);
+	}
+	for (unsigned who = 0; who < VM_HOLDS; who++) {
+		struct vm_pause p = vm->pause[who];
+		if (!p.done || !vm_paused(vm, who))
+			continue;
+		vm->pause[who] = (struct vm_pause){ 0 };
+		p.done(p.opaque);
+	}
+}
+
 int vm_create(struct vm **out, const struct vm_config *config, struct error *err)
 {
 	if (!config->ncpus || config->ncpus > VM_MAX_CPUS)
@@ -66,6 +86,7 @@ int vm_create(struct vm **out, const struct vm_config *config, struct error *err
 	pthread_mutex_init(&vm->result_lock, NULL);
 	bus_init(&vm->pio, "I/O ports", vm->device_lock);
 	bus_init(&vm->mmio, "memory", vm->device_lock);
+	vtimer_init(&vm->parked, vm->loop, on_parked, vm);
 	pvclock_init(&vm->pvclock, config->ram, config->ncpus);
 	int r = create_parts(vm, err);
 	if (r) {
@@ -80,6 +101,7 @@ void vm_destroy(struct vm *vm)
 {
 	if (!vm)
 		return;
+	vtimer_cancel(&vm->parked);
 	for (unsigned i = 0; vm->vcpu && i < vm->ncpus; i++)
 		vcpu_destroy(&vm->vcpu[i]);
 	free(vm->vcpu);
@@ -106,6 +128,37 @@ enum vm_result vm_run(struct vm *vm)
 		vcpu_join(&vm->vcpu[i]);
 	loop_again(vm->loop); /* nobody is left who would stop it for this VM */
 	return vm->result;
+}
+
+void vm_pause(struct vm *vm, enum vm_hold who, void (*done)(void *opaque), void *opaque)
+{
+	vm->pause[who] = (struct vm_pause){ done, opaque };
+	for (unsigned i = 0; i < vm->ncpus; i++)
+		vcpu_hold(&vm->vcpu[i], who);
+	if (done)
+		vtimer_arm(&vm->parked, clock_ns()); /* all may be parked already */
+}
+
+void vm_resume(struct vm *vm, enum vm_hold who)
+{
+	vm->pause[who] = (struct vm_pause){ 0 };
+	for (unsigned i = 0; i < vm->ncpus; i++)
+		vcpu_release(&vm->vcpu[i], who);
+}
+
+bool vm_paused(const struct vm *vm, enum vm_hold who)
+{
+	const uint32_t both = VCPU_PARKED | 1u << who;
+	for (unsigned i = 0; i < vm->ncpus; i++)
+		if ((atomic_load(&vm->vcpu[i].hold) & both) != both)
+			return false;
+	return true;
+}
+
+void vm_set_debugger(struct vm *vm, const struct vm_debugger *debugger)
+{
+	vm->debugger = debugger ? *debugger : (struct vm_debugger){ 0 };
+	atomic_store(&vm->debugged, debugger != NULL);
 }
 
 static bool record(struct vm *vm, enum vm_result result, int code, const char *reason, const char *dump_path)

@@ -372,6 +372,10 @@ uint64_t dbt_help_fill_stack(struct dbt_vcpu *v, uint64_t gva, uint64_t what, ui
 	bool user = v->s.cpl == 3;
 	uint64_t page = gva & PAGE_MASK;
 	struct tlb_entry *e = &v->tlb[user][dbt_tlb_index(v->vm, page)];
+	/* Of 32-bit addresses the first and the last page have no window: RSP may be in the one when the access is in the other, and
+	 * translated code adds to RSP without wrapping. */
+	if (__builtin_expect(!x86_code64(&v->s), 0) && page - PAGE_SIZE >= (1ull << 32) - 2 * PAGE_SIZE)
+		return ret + 5;
 	if (what & FILL_REFUSE || (gva & (PAGE_SIZE - 1)) + (what >> 16) > PAGE_SIZE ||
 	    (e->nwrite != -page && dbt_fill(v, gva, what >> 16, what & FILL_WRITE, user) < 0))
 		return ret + 5;

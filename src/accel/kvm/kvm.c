@@ -13,6 +13,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "accel/kvm/advice.h"
 #include "accel/kvm/kvm_internal.h"
 #include "accel/kvm/probe.h"
 #include "base/error.h"
@@ -51,25 +52,6 @@ static void kvm_vcpu_stats(struct accel_vcpu *v, struct accel_stats *out)
 
 /* --- life --- */
 
-static int kvm_probe_ops(struct error *err)
-{
-	struct kvm_probe p;
-	kvm_probe(&p);
-	switch (p.state) {
-	case KVM_PROBE_MISSING:
-		return error_set(err, ENODEV, "there is no /dev/kvm: the processor's virtualization is off, or (in a VM or container) not passed on");
-	case KVM_PROBE_DENIED:
-		return error_set(err, EACCES, "/dev/kvm cannot be opened (%s); add the user to the group kvm, or start the container with --device /dev/kvm",
-				 strerror(p.error));
-	case KVM_PROBE_BROKEN:
-		return error_set(err, EIO, "/dev/kvm does not work: %s says %s", p.step, strerror(p.error));
-	case KVM_PROBE_SLOW:
-	case KVM_PROBE_REAL:
-		break;
-	}
-	return 0;
-}
-
 static unsigned kvm_caps(void)
 {
 	int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
@@ -102,18 +84,16 @@ static int set_up(struct accel_vm *vm, const struct accel_vm_config *config, str
 	vm->kvm_fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 	if (vm->kvm_fd < 0)
 		return error_set(err, errno, "cannot open /dev/kvm: %s", strerror(errno));
-	if (ioctl(vm->kvm_fd, KVM_GET_API_VERSION, 0) != KVM_API_VERSION)
-		return error_set(err, ENOTSUP, "/dev/kvm has another API version than the %d that every Linux since 2.6.22 has", KVM_API_VERSION);
 	vm->run_size = ioctl(vm->kvm_fd, KVM_GET_VCPU_MMAP_SIZE, 0);
 	if (vm->run_size < (int)sizeof(struct kvm_run))
 		return error_set(err, ENOTSUP, "/dev/kvm is too old for this program");
-	if (ioctl(vm->kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_IMMEDIATE_EXIT) <= 0)
-		return error_set(err, ENOTSUP, "this KVM lacks KVM_CAP_IMMEDIATE_EXIT (Linux 4.13 or later has it)");
 	do
 		vm->fd = ioctl(vm->kvm_fd, KVM_CREATE_VM, 0);
 	while (vm->fd < 0 && errno == EINTR);
-	if (vm->fd < 0)
-		return error_set(err, errno, "KVM cannot make a virtual machine: %s", strerror(errno));
+	if (vm->fd < 0) {
+		const struct kvm_probe found = { .state = errno == EBUSY ? KVM_PROBE_BUSY : KVM_PROBE_BROKEN, .step = "KVM_CREATE_VM", .error = errno };
+		return kvm_refuse(&found, err);
+	}
 	uint64_t identity = IDENTITY_MAP_ADDR;
 	if (ioctl(vm->fd, KVM_SET_TSS_ADDR, TSS_ADDR) < 0 || ioctl(vm->fd, KVM_SET_IDENTITY_MAP_ADDR, &identity) < 0)
 		return error_set(err, errno, "KVM does not take its private pages: %s", strerror(errno));
@@ -202,8 +182,9 @@ static int kvm_vcpu_create(struct accel_vcpu **out, struct accel_vm *vm, const s
 
 const struct accel_ops accel_kvm = {
 	.name = "kvm",
-	.description = "the kernel's KVM, with our own interrupt controllers; not proved on hardware yet, so auto leaves it out",
-	.probe = kvm_probe_ops,
+	.description = "the kernel's KVM: the processor runs the guest by itself",
+	.probe = kvm_probe_works,
+	.recommend = kvm_probe_recommend,
 	.caps = kvm_caps,
 	.chip = &kvm_chip,
 	.ioeventfd = kvm_ioeventfd,

@@ -43,6 +43,7 @@ static struct kvm_segment to_segment(const struct x86_seg *s)
 #define MSR_TSC 0x10
 #define MSR_TSC_ADJUST 0x3b
 #define MSR_SPEC_CTRL 0x48
+#define XSTATE_BV 512 /* SDM 1 13.4.2 */
 
 struct msr_field {
 	uint32_t index;
@@ -261,6 +262,17 @@ int kvm_state_get(struct accel_vcpu *v, struct x86_state *s)
 	return get_msrs(v, s);
 }
 
+/* XSTATE_BV and XCOMP_BV of what is not carried stay too. KVM gives and takes the standard format. */
+static void put_xsave(uint8_t *to, const uint8_t *from)
+{
+	uint64_t to_bv, from_bv;
+	memcpy(&to_bv, to + XSTATE_BV, 8);
+	memcpy(&from_bv, from + XSTATE_BV, 8);
+	memcpy(to, from, X86_XSAVE_SIZE);
+	to_bv = (to_bv & ~(uint64_t)XCR0_CARRIED) | (from_bv & XCR0_CARRIED);
+	memcpy(to + XSTATE_BV, &to_bv, 8);
+}
+
 int kvm_state_set(struct accel_vcpu *v, const struct x86_state *s)
 {
 	struct kvm_regs regs = { .rip = s->rip, .rflags = s->rflags | FL_FIXED };
@@ -277,10 +289,10 @@ int kvm_state_set(struct accel_vcpu *v, const struct x86_state *s)
 		debug.db[i] = s->dr[i];
 	to_sregs(&sregs, s);
 	sregs.cr8 = kvm_get_cr8(v);
-	memset(&xsave, 0, sizeof(xsave));
-	memcpy(xsave.region, s->xsave, sizeof(s->xsave));
-	if (ioctl(v->fd, KVM_GET_VCPU_EVENTS, &events))
+	/* Components that x86_state does not carry stay as they are. */
+	if (ioctl(v->fd, KVM_GET_XSAVE, &xsave) || ioctl(v->fd, KVM_GET_VCPU_EVENTS, &events))
 		return -errno;
+	put_xsave((uint8_t *)xsave.region, s->xsave);
 	/* What KVM was about to inject belongs to the state that is replaced. */
 	events.exception.injected = events.exception.pending = 0;
 	events.interrupt.injected = 0;

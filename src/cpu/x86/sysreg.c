@@ -250,7 +250,17 @@ static int sys_xgetbv(struct emu *e, const struct x86_insn *in, enum emu_result 
 	return 0;
 }
 
-/* SDM 1 13.3: x87 always, AVX only with SSE. */
+/* What CPUID 0xd offers; without a table (tests) what the emulator has. */
+static uint64_t xcr0_supported(const struct emu *e)
+{
+	uint32_t r[4] = { XCR0_SUPPORTED };
+
+	if (e->cpuid)
+		x86_cpuid(e->cpuid, e->s, 0xd, 0, r);
+	return r[0] & XCR0_CARRIED;
+}
+
+/* SDM 1 13.3: x87 always, AVX only with SSE, AVX-512's three only together and with AVX. */
 static int sys_xsetbv(struct emu *e, const struct x86_insn *in, enum emu_result *result)
 {
 	struct x86_state *s = e->s;
@@ -259,11 +269,11 @@ static int sys_xsetbv(struct emu *e, const struct x86_insn *in, enum emu_result 
 	(void)in, (void)result;
 	if (!(s->cr4 & CR4_OSXSAVE))
 		return ud(e);
-	uint64_t supported = has(e, 1, 2, 28) ? XCR0_SUPPORTED : XCR0_X87 | XCR0_SSE;
-
-	if (s->cpl || (uint32_t)s->gpr[RCX] || (v & ~supported) || !(v & XCR0_X87))
+	if (s->cpl || (uint32_t)s->gpr[RCX] || (v & ~xcr0_supported(e)) || !(v & XCR0_X87))
 		return gp(e);
 	if ((v & XCR0_AVX) && !(v & XCR0_SSE))
+		return gp(e);
+	if ((v & XCR0_AVX512) && ((v & XCR0_AVX512) != XCR0_AVX512 || !(v & XCR0_AVX)))
 		return gp(e);
 	s->xcr0 = v;
 	return 0;
