@@ -227,12 +227,14 @@ static int run_machine(const struct run_options *o, const struct accel_ops *acce
 
 	const struct machine_config config = {
 		.accel = accel,
+		.irqchip = o->irqchip,
 		.kernel = o->kernel,
 		.initrd = o->initrd,
 		.append = o->append,
 		.memory = o->memory,
 		.memory_max = o->memory_max,
 		.ncpus = o->cpus,
+		.cpu = o->cpu,
 		.serial = reach_serial(reach, o->serial),
 		.runtime_dir = reach->runtime ? runtime_path(reach->runtime) : NULL,
 		.name = reach->runtime ? runtime_name(reach->runtime) : NULL,
@@ -248,6 +250,7 @@ static int run_machine(const struct run_options *o, const struct accel_ops *acce
 		.nports = o->nports,
 		.balloon = o->balloon,
 		.rng = o->rng,
+		.gdb = o->gdb,
 		.no_reboot = o->no_reboot,
 		.debug_flags = o->debug,
 		.code_cache_size = o->code_cache,
