@@ -4,9 +4,9 @@
 
 /* In order of preference; accel/fake is for tests and not listed. */
 static const struct accel_ops *const accels[] = {
+	&accel_kvm,
 	&accel_dbt,
 	&accel_interp,
-	&accel_kvm,
 	NULL,
 };
 

@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/keyval.h"
 #include "control/runtime.h"
+#include "gdb/server.h"
 #include "machine/pc.h"
 
 #define HELP_COLUMN 36
@@ -29,6 +30,19 @@ static int parse_accel(struct run_options *o, const char *value, struct error *e
 		}
 	}
 	return error_set(err, EINVAL, "--accel %s: no such accelerator; choose auto, kvm, dbt or interp", value);
+}
+
+static int parse_irqchip(struct run_options *o, const char *value, struct error *err)
+{
+	/* Whether the accelerator has it is the machine's business. */
+	static const char *const known[] = { "auto", "kernel", "split", "user" };
+	for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
+		if (!strcmp(value, known[i])) {
+			o->irqchip = value;
+			return 0;
+		}
+	}
+	return error_set(err, EINVAL, "--irqchip %s: no such kind; choose auto, kernel, split or user", value);
 }
 
 static int parse_kernel(struct run_options *o, const char *value, struct error *err)
@@ -201,6 +215,12 @@ static int parse_rng(struct run_options *o, const char *value, struct error *err
 	return parse_switch("rng", &o->rng, value, err);
 }
 
+static int parse_gdb(struct run_options *o, const char *value, struct error *err)
+{
+	o->gdb = value;
+	return gdb_check(value, err);
+}
+
 static int parse_detach(struct run_options *o, const char *value, struct error *err)
 {
 	(void)value;
@@ -280,6 +300,7 @@ struct option {
 
 static const struct option options[] = {
 	{ "accel", "auto|kvm|dbt|interp", "how guest code is run (default auto; see trapline doctor)", parse_accel },
+	{ "irqchip", "auto|kernel|split|user", "where interrupt controllers are: in KVM, its LAPICs only, or here (default auto)", parse_irqchip },
 	{ "kernel", "FILE", "the kernel: bzImage, ELF with a PVH entry, or multiboot", parse_kernel },
 	{ "initrd", "FILE", "the initial ramdisk", parse_initrd },
 	{ "append", "STRING", "the kernel command line, e.g. \"console=ttyS0\"", parse_append },
@@ -296,6 +317,7 @@ static const struct option options[] = {
 	{ "port", "NAME=KIND", "a port of it for programs, by name: --port agent=socket:/tmp/agent; again for more", parse_port, .repeat = true },
 	{ "name", "NAME", "the VM's name, for trapline ls, stop, console, ... (default: made from --disk or --kernel)", parse_name },
 	{ "detach", NULL, "go on in the background once the VM is built; its console is trapline console NAME", parse_detach },
+	{ "gdb", "tcp:HOST:PORT|unix:PATH[,wait]", "let gdb connect there (target remote); wait: the guest starts when gdb says so", parse_gdb },
 	{ "no-reboot", NULL, "end when the guest resets instead of starting it again", parse_no_reboot },
 	{ "verbose", NULL, "log what the VMM does to stderr", parse_verbose },
 	{ "help", NULL, "show this help", parse_help },

@@ -25,6 +25,7 @@
 #include <stdint.h>
 
 #include "accel/accel.h"
+#include "accel/common/debugger.h"
 #include "accel/dbt/asm.h"
 #include "cpu/x86/emu.h"
 #include "cpu/x86/insn.h"
@@ -169,6 +170,7 @@ struct dbt_vcpu {
 	bool has_huge;
 	uint64_t tlb_gen; /* counts flushes and revoked write tags: a block is resumed in the middle only if unchanged */
 
+	bool break_data, break_code; /* breakpoints of the guest or a debugger: their pages are the stepper's (emu.debug says where) */
 	bool has_run;  /* its tables are set up */
 	bool fpu_live; /* the guest's FPU state is in the host registers */
 	bool shadow_reset[2]; /* [a] empty the private stack of supervisor (0) / user (1) code before entering */
@@ -194,6 +196,7 @@ struct dbt_vcpu {
 	struct dbt_verify *verify; /* ACCEL_DEBUG_VERIFY */
 	struct emu emu;
 	struct accel_vcpu_config config;
+	struct debugger debugger;
 	bool io_stop;	/* a handler asked to stop */
 	uint8_t *shadow_base; /* private stack mapping: guard page, stack, guard page */
 	void *sigstack;
@@ -464,6 +467,10 @@ int dbt_exit_failed(struct dbt_vcpu *v);
 extern const struct emu_ops dbt_emu_ops;
 /* struct mmu_mem's way to page tables. */
 void *dbt_pte_hva(void *opaque, uint64_t gpa, unsigned size);
+
+/* Whether a breakpoint of data (or of code) lies in the page: accesses to it are the stepper's, or code in it. (light) */
+bool dbt_page_watched(const struct dbt_vcpu *v, uint64_t page, bool write);
+bool dbt_page_breaks(const struct dbt_vcpu *v, uint64_t page);
 
 /* --- dispatch.c --- */
 /* accel_ops.vcpu_run: until the exit handler returns non-zero, which is returned. */

@@ -56,7 +56,7 @@ uint32_t dbt_mode(const struct dbt_vcpu *v)
 /* The state cannot run translated: the stepper takes it, an instruction at a time. */
 static bool must_step(const struct dbt_vcpu *v)
 {
-	if (v->s.shadow != SHADOW_NONE || dbt_flags_step(&v->s) || !(v->s.cr0 & CR0_PG))
+	if (v->s.shadow != SHADOW_NONE || dbt_flags_step(&v->s) || !(v->s.cr0 & CR0_PG) || v->debugger.want.step || v->emu.debug.held)
 		return true;
 	return x86_code64(&v->s) ? v->s.cpl != 3 && v->s.cpl != 0 : !dbt_flat_compat(&v->s);
 }
@@ -98,18 +98,53 @@ static int fail(struct dbt_vcpu *v, enum emu_result r)
 	return k ? k : 1;
 }
 
+/* A debugger before or after a step. 0 or what vcpu_run returns. */
+static int debug_leave(struct dbt_vcpu *v, struct accel_exit *x)
+{
+	int k = dbt_exit_call(v, x);
+	v->io_stop = false;
+	return k;
+}
+
+static int debug_before(struct dbt_vcpu *v)
+{
+	struct accel_exit x;
+	return debugger_before(&v->debugger, &v->emu, &x) ? debug_leave(v, &x) : 0;
+}
+
+static int debug_after(struct dbt_vcpu *v, enum emu_result r)
+{
+	struct accel_exit x;
+	if (!debugger_after(&v->debugger, &v->emu, r, &x))
+		return 0;
+	int k = debug_leave(v, &x);
+	if (k || r != EMU_INT3)
+		return k;
+	r = debugger_pass_int3(&v->emu);
+	return r == EMU_SHUTDOWN || r == EMU_FAILED ? fail(v, r) : 0;
+}
+
 /* One instruction by the emulator. 0 or what vcpu_run returns. */
 static int step(struct dbt_vcpu *v)
 {
 	dbt_heavy_begin(v);
+	bool debugged = __builtin_expect(v->debugger.armed, 0);
+	int k = debugged ? debug_before(v) : 0;
+	if (k) {
+		dbt_heavy_end(v);
+		return k;
+	}
 	v->stats.insns_stepped++;
 	enum emu_result r = emu_step(&v->emu);
-	int k = 0;
 	if (r == EMU_SHUTDOWN || r == EMU_FAILED)
 		k = fail(v, r);
 	else if (v->io_stop)
 		k = 1;
 	v->io_stop = false;
+	if (debugged && r != EMU_SHUTDOWN && r != EMU_FAILED) {
+		int d = debug_after(v, r);
+		k = k ? k : d;
+	}
 	dbt_heavy_end(v);
 	/* IRET or the end of a shadow: an NMI that had to wait need not any more. */
 	if (atomic_load_explicit(&v->nmi, memory_order_relaxed) && !v->s.nmi_masked)
@@ -122,8 +157,11 @@ static int interrupt(struct dbt_vcpu *v, uint8_t vector)
 	v->stats.interrupts++;
 	dbt_heavy_begin(v);
 	int k = 0;
+	struct accel_exit x;
 	if (emu_interrupt(&v->emu, vector) == EMU_SHUTDOWN)
 		k = fail(v, EMU_SHUTDOWN);
+	else if (__builtin_expect(v->debugger.armed, 0) && debugger_delivered(&v->debugger, &v->emu, &x))
+		k = debug_leave(v, &x);
 	dbt_heavy_end(v);
 	return k;
 }
@@ -142,7 +180,7 @@ static int events(struct dbt_vcpu *v)
 			if (k)
 				return k;
 		}
-		bool shadow = v->s.shadow != SHADOW_NONE;
+		bool shadow = v->s.shadow != SHADOW_NONE || v->debugger.want.no_irq;
 		if (atomic_load_explicit(&v->nmi, memory_order_relaxed) && !v->s.nmi_masked && !shadow) {
 			atomic_store(&v->nmi, 0);
 			int k = interrupt(v, VEC_NMI);
@@ -173,6 +211,8 @@ static int events(struct dbt_vcpu *v)
 		if (!v->s.halted)
 			return 0;
 		struct accel_exit x = { .kind = ACCEL_EXIT_HLT };
+		if (v->debugger.want.step && v->debugger.want.no_irq) /* nothing can be stepped */
+			x = (struct accel_exit){ .kind = ACCEL_EXIT_DEBUG, .debug.why = ACCEL_STOP_STEP };
 		dbt_heavy_begin(v);
 		int k = dbt_exit_call(v, &x);
 		dbt_heavy_end(v);
@@ -208,7 +248,7 @@ static int64_t find_block(struct dbt_vcpu *v, uint32_t mode, int *stop)
 		v->view_mode = view;
 		dbt_tokens_drop(v);
 	}
-	if (!x86_canonical(pc))
+	if (!x86_canonical(pc) || (v->break_code && dbt_page_breaks(v, pc & PAGE_MASK)))
 		return 0;
 	if (__builtin_expect(mode & MODE_COMPAT, 0) && !compat_begin(v, mode))
 		return 0;
@@ -227,6 +267,8 @@ static int64_t find_block(struct dbt_vcpu *v, uint32_t mode, int *stop)
 	uint64_t phys2 = DBT_ANY;
 	bool global2 = false;
 	if (tb && vm->tb[tb].cross) {
+		if (v->break_code && dbt_page_breaks(v, (pc & PAGE_MASK) + PAGE_SIZE))
+			return 0; /* its token is not to be set */
 		if (dbt_itlb(v, (pc & PAGE_MASK) + PAGE_SIZE, &phys2, &global2, &error) < 0)
 			return 0; /* the stepper raises it, if the instruction still reaches there */
 		if (vm->tb[tb].phys2 != phys2)
@@ -258,7 +300,8 @@ static int64_t find_block(struct dbt_vcpu *v, uint32_t mode, int *stop)
 	struct view w = vm->view[vm->tb[tb].view], w2 = vm->view[vm->tb[tb].view2];
 	if (atomic_load(&vm->flushes) != v->found_gen)
 		return -1;
-	if (cross && dbt_itlb(v, (pc & PAGE_MASK) + PAGE_SIZE, &phys2, &global2, &error) < 0)
+	if (cross && ((v->break_code && dbt_page_breaks(v, (pc & PAGE_MASK) + PAGE_SIZE)) ||
+		      dbt_itlb(v, (pc & PAGE_MASK) + PAGE_SIZE, &phys2, &global2, &error) < 0))
 		return 0;
 	dbt_token_set(v, &w, global);
 	if (cross)
@@ -321,6 +364,7 @@ static bool enter(struct dbt_vcpu *v, uint32_t at, const struct tb *t, bool indi
 	struct dbt_vm *vm = v->vm;
 	dbt_shadow_select(v);
 	dbt_fpu_load(v);
+	v->s.rflags &= ~(uint64_t)FL_RF; /* was for one instruction, which has no breakpoint */
 	v->enter_at = at;
 	for (;;) {
 		atomic_store(&v->inside, 1);

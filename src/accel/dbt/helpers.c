@@ -273,7 +273,7 @@ uint64_t dbt_help_iret(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint64_
 	(void)unused;
 	(void)ret;
 	uint64_t rsp = v->s.gpr[RSP];
-	if ((rsp & (PAGE_SIZE - 1)) > PAGE_SIZE - 40 || !x86_canonical(rsp) || v->s.nmi_masked || v->s.rflags & FL_NT)
+	if ((rsp & (PAGE_SIZE - 1)) > PAGE_SIZE - 40 || !x86_canonical(rsp) || v->s.nmi_masked || v->s.rflags & FL_NT || v->break_code) /* RF counts */
 		return leave_step(v, pc);
 	const uint8_t *f = access_page(v, rsp, false, false);
 	if (!f)

@@ -224,8 +224,11 @@ static uint8_t *fill_l1(struct dbt_vcpu *v, uint64_t gva, bool user, uint64_t gp
 	e->nread = e->nwrite = tlb_none(i);
 	e->hpage = hpage;
 	e->addend = (uint64_t)(uintptr_t)hpage - page;
-	if (mmu_allowed(&v->s, &r, MMU_READ, user))
+	bool watched = __builtin_expect(v->break_data, 0);
+	if (mmu_allowed(&v->s, &r, MMU_READ, user) && !(watched && dbt_page_watched(v, page, false)))
 		e->nread = -page;
+	if (watched && dbt_page_watched(v, page, true))
+		flags &= (uint8_t)~T2_DIRTY;
 	if (flags & T2_DIRTY && mmu_allowed(&v->s, &r, MMU_WRITE, user)) {
 		__atomic_store_n(&e->nwrite, -page, __ATOMIC_SEQ_CST);
 		/* Either we see the page turned code, or dbt_page_protect sees our tag: so PAGE_WTAG must be seen set, or be set, behind the
