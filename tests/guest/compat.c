@@ -66,6 +66,9 @@ SNIPPET(from32_ret, "mov %rsp, %r9\n add $5, %rcx\n lretl");
 SNIPPET(landing_64, "call 1f\n .globl landing_at\n landing_at: .byte 0x40, 0x90, 0x40, 0x90\n ud2\n"
 		    " 1: ljmp *(%rax)");
 SNIPPET32(landing_32, "ret");
+SNIPPET(landing_ret64, "ret");
+SNIPPET32(jump_both, "jmp *%ecx"); /* the same in 64-bit code */
+SNIPPET32(wrap_esp, "add $0x20, %esp\n mov -0x20(%esp), %eax\n nop");
 SNIPPET(retf_user, "retfq");
 SNIPPET(gate_entry, "ud2");
 SNIPPET(gate_entry_ret, "inc %rbx\n lretq");
@@ -375,7 +378,18 @@ static void far_transfers(void)
 		CHECK_EQ(f.rcx, 6);
 		CHECK_EQ(f.r9, STACK - 0x108);
 		CHECK_EQ(f.rsp, STACK - 0x100);
-		/* A 64-bit call whose return is done by 32-bit code: it is 32-bit code that runs there then. */
+		/* A 64-bit call, with its return too: so often that all is linked. */
+		far_pointer(at(landing_ret64), UCODE);
+		for (int k = 0; k < 3; k++) {
+			f = user_frame(at(landing_64), STACK - 0x100);
+			f.rax = DATA + 0x100;
+			exec(&f);
+			CHECK_EQ(f.vector, UD);
+			CHECK_EQ(f.cs, UCODE);
+			CHECK_EQ(f.rax, DATA + 0x100);
+			CHECK_EQ(f.rsp, STACK - 0x100);
+		}
+		/* The return is done by 32-bit code: it is 32-bit code that runs there then. */
 		far_pointer(at(landing_32), CODE32);
 		f = user_frame(at(landing_64), STACK - 0x100);
 		f.rax = DATA + 0x100;
@@ -385,12 +399,6 @@ static void far_transfers(void)
 		CHECK_EQ(f.rip, at(landing_at) + 4);
 		CHECK_EQ(f.rax, DATA + 0x102);
 		CHECK_EQ(f.rsp, STACK - 0x104);
-		/* And with a 64-bit callee, to leave the landing of that mode behind. */
-		far_pointer(at(from32), UCODE);
-		f = user_frame(at(landing_64), STACK - 0x100);
-		f.rax = DATA + 0x100;
-		exec(&f);
-		CHECK_EQ(f.cs, UCODE);
 	}
 	section("call gates from 32-bit code");
 	u64 entry = (u64)gate_entry;
@@ -429,6 +437,17 @@ static void far_transfers(void)
 		CHECK_EQ(f.vector, UD);
 		CHECK_EQ(f.cs, i & 1 ? CODE32 : UCODE);
 		CHECK_EQ(f.rax, i & 1 ? 0 : 0x500000000);
+	}
+	for (int i = 0; i < 12; i++) { /* by way of an indirect jump; some in a row */
+		bool compat = i % 4 > 1;
+		f = compat ? frame32(jump_both) : user_frame(at(jump_both), STACK - 0x100);
+		f.rax = 0x1ffffffff;
+		f.rbx = 0x300000001;
+		f.rcx = at(both_modes);
+		exec(&f);
+		CHECK_EQ(f.vector, UD);
+		CHECK_EQ(f.cs, compat ? CODE32 : UCODE);
+		CHECK_EQ(f.rax, compat ? 0 : 0x500000000);
 	}
 }
 
@@ -491,6 +510,15 @@ static void segments(void)
 		CHECK_EQ(f.vector, UD);
 		CHECK_EQ(f.rcx, 0x100c);
 		flat();
+	}
+	for (int i = 0; i < 12; i++) { /* by way of an indirect jump; some in a row with that segment, some without */
+		data_segments(UDATA, UDATA, 0, i % 4 > 1 ? 0 : UDATA);
+		struct frame f = frame32(jump_both);
+		f.rax = DATA + 0x20;
+		f.rcx = at(gs_load);
+		exec(&f);
+		CHECK_EQ(f.vector, i % 4 > 1 ? GP : UD);
+		CHECK_EQ(f.rip, i % 4 > 1 ? at(gs_load) : at(gs_load_end) - 2);
 	}
 	section("DS, ES, CS, SS");
 	for (int i = 0; i < 3; i++) {
@@ -643,6 +671,14 @@ static void addresses(void)
 		exec(&f);
 		CHECK_EQ(f.rsp, 0);
 		CHECK_EQ(f.rax, 0x77 + i);
+		/* RSP has gone round, the accesses have not. */
+		*(u32 *)(last + 0xff0) = 0x12121212;
+		f = frame32(wrap_esp);
+		f.rsp = LAST + 0xff0;
+		exec(&f);
+		CHECK_EQ(f.vector, UD);
+		CHECK_EQ(f.rsp, 0x10);
+		CHECK_EQ(f.rax, 0x12121212);
 		/* Code there, which goes on at 0: the kernel's. */
 		fill(last + 0xff0, 0x90, 16);
 		f = frame32(jump_wrap);
