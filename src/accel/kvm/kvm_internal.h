@@ -45,7 +45,7 @@ static inline bool kvm_has_lapic(const struct accel_vm *vm)
 struct accel_vcpu {
 	struct accel_vm *vm;
 	struct accel_vcpu_config config;
-	struct x86_cpuid_table cpuid; /* config.cpuid less what this KVM cannot do */
+	struct x86_cpuid_table cpuid; /* config.cpuid as KVM shows it */
 	int fd;
 	struct kvm_run *run; /* shared with the kernel */
 	struct debugger debugger;
@@ -73,7 +73,9 @@ int kvm_state_set(struct accel_vcpu *v, const struct x86_state *in);
 
 /* --- cpuid.c --- */
 
-/* Tell KVM the vCPU's CPUID table, less the features it lacks; v->cpuid is what the guest then sees. 0 or -errno. */
+/* What processor this KVM can show; see struct accel_ops. */
+int kvm_cpu_offer(struct x86_cpu_offer *out, struct error *err);
+/* Tell KVM the vCPU's CPUID table; v->cpuid is what the guest then sees. 0 or -errno. */
 int kvm_cpuid_set(struct accel_vcpu *v);
 
 /* --- debug.c --- */
