@@ -164,8 +164,10 @@ static void clocks(void)
 		best = error < best ? error : best;
 	}
 	CHECK(!early);
-	CHECK(best <= 100);
+	CHECK(best <= 100 * guest_slow);
 	outb(0x61, 0);
+	if (skipping("IA32_TSC_ADJUST", "tsc-fixed"))
+		return;
 	/* TSC written and adjusted */
 	u64 t = rdtsc();
 	wrmsr(0x3b, rdmsr(0x3b) + (1ull << 40));
