@@ -27,6 +27,8 @@ MAY_INCLUDE = {
     "vm/vm.c": VM_UPPER,
     "vm/vcpu.h": VM_UPPER,
     "vm/vcpu.c": VM_UPPER,
+    "vm/hosted.h": VM_UPPER,
+    "vm/hosted.c": VM_UPPER,
     "vm/dump.h": VM_UPPER,
     "vm/dump.c": VM_UPPER,
     "accel/accel.h": ["base", "mem", "cpu"],
@@ -45,10 +47,11 @@ MAY_INCLUDE = {
     "net": ["base"] + VM_LOWER,
     "pci": ["base", "mem"] + VM_LOWER,
     "load": ["base", "mem"],
+    "gdb": ["base", "mem", "vm", "cpu/x86", "accel/accel.h", "irqchip/lapic.h"],
     "machine": ["base", "mem", "cpu", "vm", "accel/accel.h", "guestabi", "irqchip", "chardev", "device", "pci",
-                "block", "net", "load"],
+                "block", "net", "load", "gdb/server.h"],
     "control": ["base", "machine"] + VM_LOWER,
-    "cli": ["base", "machine", "control", "block/block.h", "accel/accel.h", "accel/kvm/probe.h", "chardev/terminal.h"],
+    "cli": ["base", "machine", "control", "gdb/server.h", "block/block.h", "accel/accel.h", "chardev/terminal.h", "cpu/x86/cpu_model.h"],
 }
 
 # System headers that only one folder may know.

@@ -18,16 +18,27 @@
 
 struct error;
 struct guest_ram;
+struct x86_cpu_offer;
 struct x86_state;
 struct x86_cpuid_table;
 
 /* Optional powers. */
 enum accel_cap {
-	ACCEL_CAP_IRQCHIP = 1 << 0,   /* PIC/IOAPIC/LAPIC live in the accelerator */
+	ACCEL_CAP_IRQCHIP = 1 << 0,   /* ACCEL_IRQCHIP_KERNEL */
 	ACCEL_CAP_IRQFD = 1 << 1,     /* an eventfd can raise a GSI or MSI */
 	ACCEL_CAP_IOEVENTFD = 1 << 2, /* a guest write can signal an eventfd without an exit */
 	ACCEL_CAP_DIRTY_LOG = 1 << 3, /* can say which pages the guest wrote */
 	ACCEL_CAP_XEN = 1 << 4,	      /* Xen hypercalls arrive as ACCEL_EXIT_HYPERCALL */
+	ACCEL_CAP_SPLIT_IRQCHIP = 1 << 5, /* ACCEL_IRQCHIP_SPLIT */
+	ACCEL_CAP_TSC_SCALING = 1 << 6,	  /* the guest's TSC can run at another rate than the host's */
+};
+
+/* Where a VM's interrupt controllers are. */
+enum accel_irqchip {
+	ACCEL_IRQCHIP_USER,  /* all in irqchip/: a vCPU asks its accel_irq_source; HLT, CR8 and the LAPIC's MSRs come out */
+	ACCEL_IRQCHIP_SPLIT, /* LAPICs in the accelerator, and with them HLT, CR8, INIT, start-up IPIs and kvm-clock; PIC, IOAPIC, PIT in ours.
+			      * The vCPU's accel_irq_source is the PIC's INTR */
+	ACCEL_IRQCHIP_KERNEL, /* PIC, IOAPIC and PIT in the accelerator too */
 };
 
 /* Why a debugger gets a vCPU. */
@@ -46,8 +57,9 @@ enum accel_exit_kind {
 	ACCEL_EXIT_HLT,		    /* HLT with nothing pending; handler waits, returns when something is */
 	ACCEL_EXIT_SHUTDOWN,	    /* triple fault */
 	ACCEL_EXIT_HYPERCALL,	    /* VMCALL/VMMCALL; .hypercall */
-	ACCEL_EXIT_DEBUG,	    /* .debug: what vcpu_set_debugger asked for; the handler returns 1, or 0 to go on regardless */
+	ACCEL_EXIT_DEBUG,	    /* .debug: what vcpu_set_debugger asked for; the handler returns 1, or 0 to go on regardless (INT3: it is the guest's, and raises #BP) */
 	ACCEL_EXIT_INTERRUPTED,	    /* accel_vcpu_kick was called */
+	ACCEL_EXIT_EOI,		    /* ACCEL_IRQCHIP_SPLIT: a LAPIC ended the level-triggered interrupt .eoi.vector */
 	ACCEL_EXIT_EMULATION_FAILED /* .failed: an instruction that cannot be run; handler returns 1 */
 };
 
@@ -73,10 +85,13 @@ struct accel_exit {
 		struct {
 			uint64_t nr, arg[6], result; /* rax/rdi.. as the Xen and KVM conventions read them from x86_state */
 		} hypercall;
-		struct {
+		struct accel_debug_stop {
 			enum accel_stop why;
 			unsigned index; /* in accel_debugger.point */
 		} debug;
+		struct {
+			uint8_t vector;
+		} eoi;
 		struct {
 			uint64_t rip;
 			uint8_t bytes[15], nbytes;
@@ -111,6 +126,9 @@ struct accel_vm_config {
 	unsigned ncpus;
 	size_t code_cache_size; /* bytes; 0: the accelerator's default. Test knob for the translator */
 	unsigned debug_flags;	/* enum accel_debug bits: forced modes of tests */
+	enum accel_irqchip irqchip; /* one that caps() has */
+	unsigned ioapic_pins;	    /* SPLIT: GSIs 0 to this are pins of our IOAPIC */
+	uint64_t tsc_hz;	    /* of the guest; 0: the host's. Another one only with ACCEL_CAP_TSC_SCALING */
 };
 
 /* Forced modes of the translator's tests: each makes a rare path the common one. Others ignore them. */
@@ -146,6 +164,47 @@ struct accel_debugger {
 struct accel_vm;
 struct accel_vcpu;
 
+/* The registers of a LAPIC: reg[n] is the one at offset 16 n of the xAPIC page (SDM 3A table 11-1), whatever mode it is in. */
+#define ACCEL_LAPIC_REGS 64
+
+struct accel_lapic {
+	uint32_t reg[ACCEL_LAPIC_REGS];
+};
+
+/* An accelerator's own interrupt controllers, for VMs that are not ACCEL_IRQCHIP_USER. Any thread, with or without the device lock, but for those
+ * about one vCPU, which are called where vcpu_get_state may be. 0 or -errno where it does not say otherwise. */
+struct accel_chip_ops {
+	/* The one to take when nobody says which. */
+	enum accel_irqchip (*best)(void);
+	/* Drive the line of a GSI; KERNEL only. GSI n is IOAPIC pin n, and PIC input n below 16; but GSI 0 is pin 2. */
+	void (*set_gsi)(struct accel_vm *vm, unsigned gsi, int level);
+	/* Send a message. How many LAPICs took it, or -errno. */
+	int (*send_msi)(struct accel_vm *vm, uint64_t addr, uint32_t data);
+	/* A GSI that sends a message, for irqfds; it is silent until set_route. Returns it, or -ENOSPC. */
+	int (*add_route)(struct accel_vm *vm);
+	void (*del_route)(struct accel_vm *vm, unsigned gsi);
+	/* What a GSI of add_route sends from now on, or (SPLIT) an IOAPIC pin: of its level-triggered vectors the ends come out as
+	 * ACCEL_EXIT_EOI. addr 0: nothing. */
+	int (*set_route)(struct accel_vm *vm, unsigned gsi, uint64_t addr, uint32_t data);
+	/* Writes to the eventfd `fd` raise the GSI. With resample_fd >= 0 (KERNEL only) the line stays up until the guest's EOI, which lowers
+	 * it and writes to resample_fd: a level-triggered source then writes `fd` again if it still asks. */
+	int (*irqfd)(struct accel_vm *vm, unsigned gsi, int fd, int resample_fd, bool on);
+	/* KERNEL: whether the PIT drives GSI 0 (not while the HPET does, in legacy replacement mode). */
+	int (*connect_pit)(struct accel_vm *vm, bool on);
+	int (*get_lapic)(struct accel_vcpu *vcpu, struct accel_lapic *out);
+	int (*set_lapic)(struct accel_vcpu *vcpu, const struct accel_lapic *in);
+};
+
+/* A guest's write that signals an eventfd instead of leaving the guest. */
+struct accel_ioeventfd {
+	uint64_t addr;
+	uint8_t size; /* 1, 2, 4, 8; 0: any (not with match) */
+	bool pio;
+	bool match; /* only if `value` is written */
+	uint64_t value;
+	int fd;
+};
+
 struct accel_stats {
 	uint64_t exits[ACCEL_EXIT_EMULATION_FAILED + 1];
 	uint64_t interrupts, insns_stepped, blocks_translated, blocks_cloned, insns_translated, tlb_misses, code_flushes, code_bytes;
@@ -156,7 +215,16 @@ struct accel_ops {
 	const char *description; /* for doctor */
 	/* 0 if this host can run it, else -errno with the sentence why not. */
 	int (*probe)(struct error *err);
+	/* Is it, of those behind it in accel_list, the one to take when nobody asks for a certain one? NULL: yes, where it works. 0, or -errno also if
+	 * it does not work; either way `why` has one clause that says what was found. May run a guest for 2 ms. */
+	int (*recommend)(struct error *why);
 	unsigned (*caps)(void); /* enum accel_cap bits */
+	/* What processor it can show on this host (cpu/x86/cpu_model.h). NULL: what our emulator can. 0, or -errno with the sentence. */
+	int (*cpu_offer)(struct x86_cpu_offer *out, struct error *err);
+
+	const struct accel_chip_ops *chip; /* with ACCEL_CAP_IRQCHIP or ACCEL_CAP_SPLIT_IRQCHIP, else NULL */
+	/* With ACCEL_CAP_IOEVENTFD, else NULL. Any thread. -EEXIST if there is one already. */
+	int (*ioeventfd)(struct accel_vm *vm, const struct accel_ioeventfd *what, bool on);
 
 	int (*vm_create)(struct accel_vm **out, const struct accel_vm_config *config, struct error *err);
 	void (*vm_destroy)(struct accel_vm *vm); /* after all its vCPUs are destroyed */
@@ -174,7 +242,7 @@ struct accel_ops {
 	void (*vcpu_set_state)(struct accel_vcpu *vcpu, const struct x86_state *in);
 
 	/* What a debugger wants from now on; copied. Where vcpu_get_state may be called. NULL in the table: the accelerator cannot. 0, or -ENOTSUP if
-	 * not this. */
+	 * not this, -EINVAL if it makes no sense. A run that begins at the instruction of the last ACCEL_STOP_EXEC runs it. */
 	int (*vcpu_set_debugger)(struct accel_vcpu *vcpu, const struct accel_debugger *debugger);
 
 	/* Any thread, async-signal-safe: the vCPU leaves guest code soon, looks at its irq source, and calls its handler with
@@ -194,5 +262,8 @@ extern const struct accel_ops accel_kvm;
 /* The accelerator called `name`, or NULL. accel_list returns a NULL-terminated array in order of preference. */
 const struct accel_ops *accel_find(const char *name);
 const struct accel_ops *const *accel_list(void);
+
+/* What processor `accel` can show a guest on this host. 0, or -errno with the sentence. */
+int accel_cpu_offer(const struct accel_ops *accel, struct x86_cpu_offer *out, struct error *err);
 
 #endif

@@ -10,7 +10,6 @@
 #include <unistd.h>
 
 #include "accel/accel.h"
-#include "accel/kvm/probe.h"
 #include "base/clock.h"
 #include "base/error.h"
 #include "cli/run.h"
@@ -63,27 +62,18 @@ static void print_host(FILE *to)
 		fprintf(to, "  %-10s  %-3s (%s)\n", features[i].name, host_has(&features[i]) ? "yes" : "no", features[i].why);
 }
 
-static void print_kvm(FILE *to)
+/* One accelerator: does it work, is it worth it, and if not, what to do. */
+static void print_accel(FILE *to, const struct accel_ops *a)
 {
-	struct kvm_probe p;
-	kvm_probe(&p);
-	fprintf(to, "  /dev/kvm    ");
-	switch (p.state) {
-	case KVM_PROBE_MISSING:
-		fprintf(to, "missing\n");
-		break;
-	case KVM_PROBE_DENIED:
-		fprintf(to, "present, but not for this user (%s); join the group kvm to use it\n", strerror(p.error));
-		break;
-	case KVM_PROBE_BROKEN:
-		fprintf(to, "present, but it runs no code (%s: %s)\n", p.step, strerror(p.error));
-		break;
-	case KVM_PROBE_SLOW:
-		fprintf(to, "present, but ring 0 runs in software at %.1f MIPS: slower than the translator\n", p.mips);
-		break;
-	case KVM_PROBE_REAL:
-		fprintf(to, "present and real (ring 0 at %.0f MIPS)\n", p.mips);
-		break;
+	struct error sentence = { "" }, clause = { "" };
+	if (a->probe(&sentence)) {
+		fprintf(to, "  %-10s  does not work here: %s\n", a->name, sentence.text);
+		return;
+	}
+	fprintf(to, "  %-10s  works here: %s\n", a->name, a->description);
+	if (a->recommend) {
+		int r = a->recommend(&clause);
+		fprintf(to, "  %-10s  %s%s\n", "", r ? "not taken by auto: " : "", clause.text);
 	}
 }
 
@@ -92,20 +82,15 @@ int doctor_print(FILE *to)
 	print_host(to);
 
 	fprintf(to, "Accelerators\n");
-	for (const struct accel_ops *const *a = accel_list(); *a; a++) {
-		struct error why = { "" };
-		bool works = (*a)->probe(&why) == 0;
-		fprintf(to, "  %-10s  %s: %s\n", (*a)->name, works ? "works here" : "does not work here",
-			works ? (*a)->description : why.text);
-	}
-	print_kvm(to);
+	for (const struct accel_ops *const *a = accel_list(); *a; a++)
+		print_accel(to, *a);
 
-	struct error err = { "" };
-	const struct accel_ops *chosen = run_choose_accel("auto", &err);
+	struct error why, err = { "" };
+	const struct accel_ops *chosen = run_choose_accel("auto", &why, &err);
 	if (!chosen) {
 		fprintf(to, "--accel auto takes nothing: %s\n", err.text);
 		return 1;
 	}
-	fprintf(to, "--accel auto takes %s: it is the fastest of this build that works here.\n", chosen->name);
+	fprintf(to, "--accel auto takes %s: %s\n", chosen->name, why.text[0] ? why.text : "it is the first that works here");
 	return 0;
 }

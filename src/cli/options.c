@@ -11,6 +11,8 @@
 #include "base/error.h"
 #include "base/keyval.h"
 #include "control/runtime.h"
+#include "cpu/x86/cpu_model.h"
+#include "gdb/server.h"
 #include "machine/pc.h"
 
 #define HELP_COLUMN 36
@@ -29,6 +31,19 @@ static int parse_accel(struct run_options *o, const char *value, struct error *e
 		}
 	}
 	return error_set(err, EINVAL, "--accel %s: no such accelerator; choose auto, kvm, dbt or interp", value);
+}
+
+static int parse_irqchip(struct run_options *o, const char *value, struct error *err)
+{
+	/* Whether the accelerator has it is the machine's business. */
+	static const char *const known[] = { "auto", "kernel", "split", "user" };
+	for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
+		if (!strcmp(value, known[i])) {
+			o->irqchip = value;
+			return 0;
+		}
+	}
+	return error_set(err, EINVAL, "--irqchip %s: no such kind; choose auto, kernel, split or user", value);
 }
 
 static int parse_kernel(struct run_options *o, const char *value, struct error *err)
@@ -104,6 +119,16 @@ static int parse_cpus(struct run_options *o, const char *value, struct error *er
 		return error_set(err, EINVAL, "--cpus %s: a VM has 1 to %d CPUs", value, MACHINE_MAX_CPUS);
 	o->cpus = n;
 	return 0;
+}
+
+static int parse_cpu(struct run_options *o, const char *value, struct error *err)
+{
+	struct x86_cpu_request request;
+	o->cpu_help = !strcmp(value, "help") || !strcmp(value, "?");
+	o->cpu = value;
+	if (!*value)
+		return error_set(err, EINVAL, "--cpu is empty; give a model, for example --cpu host, or leave the option out");
+	return o->cpu_help ? 0 : x86_cpu_parse(&request, value, err);
 }
 
 /* What chardev_open takes, and "socket", which is the one of trapline console. */
@@ -201,6 +226,12 @@ static int parse_rng(struct run_options *o, const char *value, struct error *err
 	return parse_switch("rng", &o->rng, value, err);
 }
 
+static int parse_gdb(struct run_options *o, const char *value, struct error *err)
+{
+	o->gdb = value;
+	return gdb_check(value, err);
+}
+
 static int parse_detach(struct run_options *o, const char *value, struct error *err)
 {
 	(void)value;
@@ -280,11 +311,13 @@ struct option {
 
 static const struct option options[] = {
 	{ "accel", "auto|kvm|dbt|interp", "how guest code is run (default auto; see trapline doctor)", parse_accel },
+	{ "irqchip", "auto|kernel|split|user", "where interrupt controllers are: in KVM, its LAPICs only, or here (default auto)", parse_irqchip },
 	{ "kernel", "FILE", "the kernel: bzImage, ELF with a PVH entry, or multiboot", parse_kernel },
 	{ "initrd", "FILE", "the initial ramdisk", parse_initrd },
 	{ "append", "STRING", "the kernel command line, e.g. \"console=ttyS0\"", parse_append },
 	{ "memory", "SIZE[,max=SIZE]", "RAM, e.g. 512M or 2G (default 512M), and what it may grow to", parse_memory },
 	{ "cpus", "N", "virtual CPUs, 1 to 16 (default 1)", parse_cpus },
+	{ "cpu", "MODEL[,+feature][,-feature]", "the processor the guest sees: trapline, host, x86-64, x86-64-v2, ...; --cpu help lists all", parse_cpu },
 	{ "disk", "FILE[,key=value...]", "a disk: an image or an NBD export; again for more disks", parse_disk, .repeat = true },
 	{ "net", "TYPE[,key=value...]", "a network card: user, passt, tap, socket or none; again for more", parse_net, .repeat = true },
 	{ "share", "DIR[,key=value...]", "a host folder that the guest can mount; again for more", parse_share, .repeat = true },
@@ -296,6 +329,7 @@ static const struct option options[] = {
 	{ "port", "NAME=KIND", "a port of it for programs, by name: --port agent=socket:/tmp/agent; again for more", parse_port, .repeat = true },
 	{ "name", "NAME", "the VM's name, for trapline ls, stop, console, ... (default: made from --disk or --kernel)", parse_name },
 	{ "detach", NULL, "go on in the background once the VM is built; its console is trapline console NAME", parse_detach },
+	{ "gdb", "tcp:HOST:PORT|unix:PATH[,wait]", "let gdb connect there (target remote); wait: the guest starts when gdb says so", parse_gdb },
 	{ "no-reboot", NULL, "end when the guest resets instead of starting it again", parse_no_reboot },
 	{ "verbose", NULL, "log what the VMM does to stderr", parse_verbose },
 	{ "help", NULL, "show this help", parse_help },
@@ -391,6 +425,8 @@ int options_parse(struct run_options *o, int argc, char *const *argv, struct err
 		if (r)
 			return r;
 	}
+	if (o->cpu_help)
+		return 0;
 	if (!o->kernel)
 		return error_set(err, EINVAL, "no kernel to run; give one with --kernel FILE");
 	if (o->console && o->serial && !strcmp(o->console, o->serial) && (!strcmp(o->serial, "stdio") || !strcmp(o->serial, "socket")))

@@ -19,6 +19,7 @@ struct error;
 
 struct run_options {
 	const char *accel;  /* "auto" or an accelerator's name */
+	const char *irqchip; /* as machine_config, or NULL */
 	const char *kernel; /* path */
 	const char *initrd; /* path or NULL */
 	const char *append; /* kernel command line or NULL */
@@ -30,6 +31,9 @@ struct run_options {
 	const char *vsock, *console, *balloon, *rng; /* or NULL */
 	const char *ports[MACHINE_MAX_PORTS];
 	unsigned nports;
+	const char *cpu;    /* model and features, or NULL */
+	bool cpu_help;	    /* --cpu help: print the table */
+	const char *gdb;    /* where gdb connects, or NULL */
 	uint64_t memory;    /* bytes */
 	uint64_t memory_max; /* bytes; 0: no more than memory */
 	unsigned cpus;

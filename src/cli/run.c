@@ -92,24 +92,35 @@ static void signal_watch_init(struct signal_watch *w)
 	signal(SIGPIPE, SIG_IGN);
 }
 
-const struct accel_ops *run_choose_accel(const char *name, struct error *err)
+static const struct accel_ops *choose_auto(struct error *why, struct error *err)
 {
-	if (!strcmp(name, "auto")) {
-		for (const struct accel_ops *const *a = accel_list(); *a; a++) {
-			if ((*a)->probe(err) == 0)
-				return *a;
-		}
-		error_set(err, ENODEV, "--accel auto: no accelerator works on this host; trapline doctor says why");
-		return NULL;
+	*why = (struct error){ "" };
+	for (const struct accel_ops *const *a = accel_list(); *a; a++) {
+		struct error found = { "" };
+		int r = (*a)->recommend ? (*a)->recommend(&found) : (*a)->probe(&found);
+		size_t len = strlen(why->text);
+		if (found.text[0])
+			snprintf(why->text + len, sizeof(why->text) - len, "%s%s", len ? "; " : "", found.text);
+		if (r == 0)
+			return *a;
 	}
+	error_set(err, ENODEV, "--accel auto: no accelerator works on this host; trapline doctor says why");
+	return NULL;
+}
+
+const struct accel_ops *run_choose_accel(const char *name, struct error *why, struct error *err)
+{
+	if (!strcmp(name, "auto"))
+		return choose_auto(why, err);
+	*why = (struct error){ "" };
 	const struct accel_ops *accel = accel_find(name);
 	if (!accel) {
 		error_set(err, ENODEV, "--accel %s: this build does not have it; trapline doctor lists what it has", name);
 		return NULL;
 	}
-	struct error why;
-	if (accel->probe(&why)) {
-		error_set(err, ENODEV, "--accel %s: this host cannot run it: %.400s", name, why.text);
+	struct error reason;
+	if (accel->probe(&reason)) {
+		error_set(err, ENODEV, "--accel %s: this host cannot run it: %.470s", name, reason.text);
 		return NULL;
 	}
 	return accel;
@@ -207,8 +218,8 @@ static void say_detached(const struct reach *reach, const char *log)
 	putchar('\n');
 }
 
-/* Build the machine and run it to its end. Everything is undone on return. */
-static int run_machine(const struct run_options *o, const struct accel_ops *accel, struct reach *reach, struct detach *detach)
+/* Build the machine and run it to its end; `why` is what --accel auto found. Everything is undone on return. */
+static int run_machine(const struct run_options *o, const struct accel_ops *accel, const char *why, struct reach *reach, struct detach *detach)
 {
 	struct error err = { "" };
 	struct signal_watch watch;
@@ -216,12 +227,14 @@ static int run_machine(const struct run_options *o, const struct accel_ops *acce
 
 	const struct machine_config config = {
 		.accel = accel,
+		.irqchip = o->irqchip,
 		.kernel = o->kernel,
 		.initrd = o->initrd,
 		.append = o->append,
 		.memory = o->memory,
 		.memory_max = o->memory_max,
 		.ncpus = o->cpus,
+		.cpu = o->cpu,
 		.serial = reach_serial(reach, o->serial),
 		.runtime_dir = reach->runtime ? runtime_path(reach->runtime) : NULL,
 		.name = reach->runtime ? runtime_name(reach->runtime) : NULL,
@@ -237,6 +250,7 @@ static int run_machine(const struct run_options *o, const struct accel_ops *acce
 		.nports = o->nports,
 		.balloon = o->balloon,
 		.rng = o->rng,
+		.gdb = o->gdb,
 		.no_reboot = o->no_reboot,
 		.debug_flags = o->debug,
 		.code_cache_size = o->code_cache,
@@ -261,6 +275,9 @@ static int run_machine(const struct run_options *o, const struct accel_ops *acce
 		return 2;
 	}
 	atomic_store(&watch.machine, machine);
+	/* The serial line's chardev may have made the terminal raw. */
+	if (why[0])
+		fprintf(stderr, "trapline: accelerator %s: %s%s\n", accel->name, why, on_terminal ? "\r" : "");
 	if (on_terminal)
 		fprintf(stderr, "trapline: Ctrl-A x ends the VM, Ctrl-A h lists the keys\r\n");
 	if (o->detach) {
@@ -296,8 +313,8 @@ static void raise_descriptors(void)
 
 int run_vm(const struct run_options *o)
 {
-	struct error err = { "" };
-	const struct accel_ops *accel = run_choose_accel(o->accel, &err);
+	struct error why, err = { "" };
+	const struct accel_ops *accel = run_choose_accel(o->accel, &why, &err);
 	if (!accel || options_check_files(o, &err)) {
 		fprintf(stderr, "trapline: %s\n", err.text);
 		return 2;
@@ -320,7 +337,7 @@ int run_vm(const struct run_options *o)
 		fprintf(stderr, "trapline: %s\n", err.text);
 		return 2;
 	}
-	int status = run_machine(o, accel, &reach, &detach);
+	int status = run_machine(o, accel, why.text, &reach, &detach);
 	runtime_release(reach.runtime);
 	return status;
 }

@@ -9,8 +9,9 @@
 
 struct accel_ops;
 
-/* The accelerator for the name in --accel; "auto" takes the first of accel_list() that can run here. NULL with err. */
-const struct accel_ops *run_choose_accel(const char *name, struct error *err);
+/* The accelerator for the name in --accel; "auto" takes the first of accel_list() that works here and is worth it, and says in `why` what it found
+ * (empty for a name). NULL with err. */
+const struct accel_ops *run_choose_accel(const char *name, struct error *why, struct error *err);
 
 /* Run a VM to its end. Returns the exit status of the process. Options have been parsed, files not yet looked at. */
 int run_vm(const struct run_options *o);

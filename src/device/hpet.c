@@ -222,6 +222,8 @@ static void write_control(struct hpet *h, uint64_t value)
 	h->running_ns = clock_ns();
 	if ((old ^ now) & CONFIG_LEGACY) {
 		/* The PIT and the RTC give their lines up, or get them back. */
+		if (h->config.legacy)
+			h->config.legacy(h->config.opaque, now & CONFIG_LEGACY);
 		irq_set(&h->config.irq0, now & CONFIG_LEGACY ? 0 : h->gated[0]);
 		irq_set(&h->config.irq8, now & CONFIG_LEGACY ? 0 : h->gated[1]);
 	}

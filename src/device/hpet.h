@@ -8,6 +8,7 @@
 #ifndef TRAPLINE_DEVICE_HPET_H
 #define TRAPLINE_DEVICE_HPET_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "vm/bus.h"
@@ -31,6 +32,8 @@ struct hpet_config {
 	uint64_t base;			/* HPET_BASE */
 	struct irq_line irq0, irq8;	/* ISA lines of legacy replacement mode, shared with PIT and RTC */
 	struct irq_line gsi[HPET_GSIS]; /* IOAPIC inputs; those without fn cannot be chosen */
+	void (*legacy)(void *opaque, bool on); /* optional: legacy replacement mode was switched; for a PIT that cannot be gated by its line */
+	void *opaque;
 };
 
 int hpet_create(struct hpet **out, const struct hpet_config *config, struct error *err);

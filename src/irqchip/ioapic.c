@@ -29,16 +29,21 @@ static bool is_level(uint64_t rte)
 	return (rte & IOAPIC_RTE_LEVEL) && delivery(rte) <= APIC_LOWEST;
 }
 
-static bool send(struct ioapic *io, int pin)
+struct apic_msg ioapic_message(const struct ioapic *io, int pin)
 {
 	uint64_t rte = io->rte[pin];
-	struct apic_msg msg = {
+	return (struct apic_msg){
 		.dest = apic_dest8((uint8_t)(rte >> 56)),
 		.logical = rte & IOAPIC_RTE_LOGICAL,
 		.level = is_level(rte),
 		.delivery = (uint8_t)delivery(rte),
 		.vector = (uint8_t)rte,
 	};
+}
+
+static bool send(struct ioapic *io, int pin)
+{
+	struct apic_msg msg = ioapic_message(io, pin);
 	return io->deliver(io->opaque, &msg) > 0;
 }
 
@@ -74,6 +79,8 @@ void ioapic_eoi(struct ioapic *io, uint8_t vector)
 		if ((rte & IOAPIC_RTE_VECTOR) != vector || !(rte & IOAPIC_RTE_REMOTE_IRR))
 			continue;
 		io->rte[pin] &= ~IOAPIC_RTE_REMOTE_IRR;
+		if (io->ended)
+			io->ended(io->opaque, pin);
 		level_service(io, pin);
 	}
 }
@@ -107,6 +114,8 @@ static void write_window(struct ioapic *io, uint32_t value)
 	if (!is_level(rte))
 		rte &= ~IOAPIC_RTE_REMOTE_IRR;
 	io->rte[pin] = rte;
+	if (io->changed)
+		io->changed(io->opaque, pin);
 	level_service(io, pin);
 }
 

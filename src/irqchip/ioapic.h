@@ -32,6 +32,9 @@ struct ioapic {
 	uint8_t select, id;
 	int (*deliver)(void *opaque, const struct apic_msg *msg);
 	void *opaque;
+	/* Optional, set after ioapic_init: what a pin sends may have changed (ioapic_message says it); a level-triggered pin's request ended. */
+	void (*changed)(void *opaque, int pin);
+	void (*ended)(void *opaque, int pin);
 };
 
 void ioapic_init(struct ioapic *io, int (*deliver)(void *opaque, const struct apic_msg *msg), void *opaque);
@@ -39,6 +42,9 @@ void ioapic_reset(struct ioapic *io);
 int ioapic_map(struct ioapic *io, struct bus *mmio, struct error *err);
 
 void ioapic_set_line(struct ioapic *io, int pin, int level);
+
+/* What the pin sends, masked or not. */
+struct apic_msg ioapic_message(const struct ioapic *io, int pin);
 
 /* A LAPIC finished the level-triggered `vector`: lines still high are sent again. */
 void ioapic_eoi(struct ioapic *io, uint8_t vector);

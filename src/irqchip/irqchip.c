@@ -9,6 +9,9 @@
 static void pic_intr_changed(void *opaque, int level)
 {
 	struct irqchip *chip = opaque;
+	atomic_store(&chip->intr, level);
+	if (level && chip->host.intr)
+		chip->host.intr(chip->host_opaque);
 	for (unsigned i = 0; i < chip->apics.n; i++)
 		lapic_set_lint(chip->apics.lapic[i], 0, level);
 	ioapic_set_line(&chip->ioapic, 0, level);
@@ -20,17 +23,20 @@ static int ioapic_deliver(void *opaque, const struct apic_msg *msg)
 	return lapic_send(&chip->apics, msg);
 }
 
-static void lapic_eoi(void *opaque, uint8_t vector)
+void irqchip_eoi(struct irqchip *chip, uint8_t vector)
 {
-	struct irqchip *chip = opaque;
 	pthread_mutex_lock(chip->device_lock);
 	ioapic_eoi(&chip->ioapic, vector);
 	pthread_mutex_unlock(chip->device_lock);
 }
 
-static int lapic_inta(void *opaque)
+static void lapic_eoi(void *opaque, uint8_t vector)
 {
-	struct irqchip *chip = opaque;
+	irqchip_eoi(opaque, vector);
+}
+
+int irqchip_inta(struct irqchip *chip)
+{
 	pthread_mutex_lock(chip->device_lock);
 	/* If INTR fell before the CPU got round to it, the CPU never saw it: no spurious vector. */
 	int vector = pic_intr(&chip->pic) ? pic_inta(&chip->pic) : -1;
@@ -38,7 +44,72 @@ static int lapic_inta(void *opaque)
 	return vector;
 }
 
+static int lapic_inta(void *opaque)
+{
+	return irqchip_inta(opaque);
+}
+
 static const struct lapic_chip_ops lapic_chip = { .eoi = lapic_eoi, .inta = lapic_inta };
+
+/* --- our IOAPIC and the host's LAPICs --- */
+
+static int hosted_deliver(void *opaque, const struct apic_msg *msg)
+{
+	struct irqchip *chip = opaque;
+	/* The host knows no ExtINT message: its LINT0s ask for the PIC's vector themselves. */
+	if (msg->delivery == APIC_EXTINT)
+		return 0;
+	return chip->host.send(chip->host_opaque, msi_address(msg), msi_data(msg));
+}
+
+/* The host wants to know what a pin sends, though we do the sending: by that it knows which vectors' ends we wait for. Masked pins too: one in
+ * service is often masked before its end. */
+static void pin_changed(void *opaque, int pin)
+{
+	struct irqchip *chip = opaque;
+	struct apic_msg msg = ioapic_message(&chip->ioapic, pin);
+	bool wanted = msg.level && msg.vector >= 16;
+	chip->host.set_route(chip->host_opaque, (unsigned)pin, wanted ? msi_address(&msg) : 0, wanted ? msi_data(&msg) : 0);
+}
+
+/* --- ends of interrupts, for eventfds --- */
+
+static void pin_ended(void *opaque, int pin)
+{
+	irqfd_ended(opaque, pin);
+}
+
+static void input_ended(void *opaque, int irq)
+{
+	irqfd_ended(opaque, irq == 0 ? 2 : irq);
+}
+
+static void init_chips(struct irqchip *chip, int (*deliver)(void *opaque, const struct apic_msg *msg))
+{
+	pic_init(&chip->pic, pic_intr_changed, chip);
+	pic_reset(&chip->pic);
+	ioapic_init(&chip->ioapic, deliver, chip);
+	chip->pic.ended = input_ended;
+	chip->ioapic.ended = pin_ended;
+}
+
+int irqchip_create_hosted(struct irqchip **out, enum irqchip_where where, const struct irqchip_host *host, void *opaque,
+			  pthread_mutex_t *device_lock, struct error *err)
+{
+	struct irqchip *chip = calloc(1, sizeof(*chip));
+	if (!chip)
+		return error_set(err, ENOMEM, "out of memory for the interrupt controllers");
+	chip->device_lock = device_lock;
+	chip->where = where;
+	chip->host = *host;
+	chip->host_opaque = opaque;
+	if (where == IRQCHIP_SPLIT) {
+		init_chips(chip, hosted_deliver);
+		chip->ioapic.changed = pin_changed;
+	}
+	*out = chip;
+	return 0;
+}
 
 int irqchip_create(struct irqchip **out, unsigned ncpus, struct loop *loop, pthread_mutex_t *device_lock,
 		   struct error *err)
@@ -51,9 +122,7 @@ int irqchip_create(struct irqchip **out, unsigned ncpus, struct loop *loop, pthr
 	chip->device_lock = device_lock;
 	chip->apics.chip = &lapic_chip;
 	chip->apics.chip_opaque = chip;
-	pic_init(&chip->pic, pic_intr_changed, chip);
-	pic_reset(&chip->pic);
-	ioapic_init(&chip->ioapic, ioapic_deliver, chip);
+	init_chips(chip, ioapic_deliver);
 	for (unsigned i = 0; i < ncpus; i++) {
 		struct lapic *l = aligned_alloc(64, (sizeof(*l) + 63) & ~(size_t)63); /* no line shared between CPUs */
 		if (!l) {
@@ -79,6 +148,8 @@ void irqchip_destroy(struct irqchip *chip)
 
 int irqchip_map(struct irqchip *chip, struct bus *pio, struct bus *mmio, struct error *err)
 {
+	if (chip->where == IRQCHIP_HOST)
+		return 0;
 	int r = pic_map(&chip->pic, pio, err);
 	return r ? r : ioapic_map(&chip->ioapic, mmio, err);
 }
@@ -91,10 +162,19 @@ static void gsi_set(void *opaque, int gsi, int level)
 	ioapic_set_line(&chip->ioapic, gsi == 0 ? 2 : gsi, level);
 }
 
+static void host_set(void *opaque, int gsi, int level)
+{
+	struct irqchip *chip = opaque;
+	chip->host.set_gsi(chip->host_opaque, (unsigned)gsi, level);
+}
+
 struct irq_line irqchip_line(struct irqchip *chip, int gsi)
 {
-	if (gsi < 0 || gsi >= IOAPIC_PINS)
+	int lines = chip->where == IRQCHIP_HOST ? (int)chip->host.gsis : IOAPIC_PINS;
+	if (gsi < 0 || gsi >= lines)
 		return (struct irq_line){ 0 };
+	if (chip->where == IRQCHIP_HOST)
+		return (struct irq_line){ .fn = host_set, .opaque = chip, .n = gsi };
 	return (struct irq_line){ .fn = gsi_set, .opaque = chip, .n = gsi };
 }
 
@@ -107,6 +187,8 @@ static void nmi_set(void *opaque, int n, int level)
 
 struct irq_line irqchip_nmi_line(struct irqchip *chip)
 {
+	if (chip->where != IRQCHIP_HERE)
+		return (struct irq_line){ 0 };
 	return (struct irq_line){ .fn = nmi_set, .opaque = chip };
 }
 
@@ -114,6 +196,10 @@ void irqchip_msi(struct irqchip *chip, uint64_t addr, uint32_t data)
 {
 	if (!msi_is_address(addr))
 		return;
+	if (chip->where != IRQCHIP_HERE) {
+		chip->host.send(chip->host_opaque, addr, data);
+		return;
+	}
 	struct apic_msg msg = msi_decode(addr, data);
 	lapic_send(&chip->apics, &msg);
 }

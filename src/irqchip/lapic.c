@@ -419,12 +419,21 @@ void lapic_reset(struct lapic *l, bool init)
 	lapic_unlock(l, &nothing);
 }
 
+enum { WIRE_SVR = SVR_ENABLE | 0x0f, WIRE_LINT0 = APIC_EXTINT << 8, WIRE_LINT1 = APIC_NMI << 8 };
+
 void lapic_virtual_wire(struct lapic *l)
 {
 	static const struct lapic_after nothing;
 	lapic_lock(l);
-	l->svr = SVR_ENABLE | 0x0f;
-	l->lvt[LVT_LINT0] = APIC_EXTINT << 8;
-	l->lvt[LVT_LINT1] = APIC_NMI << 8;
+	l->svr = WIRE_SVR;
+	l->lvt[LVT_LINT0] = WIRE_LINT0;
+	l->lvt[LVT_LINT1] = WIRE_LINT1;
 	lapic_unlock(l, &nothing);
+}
+
+void lapic_virtual_wire_image(uint32_t reg[64])
+{
+	reg[0xf] = WIRE_SVR; /* SDM 3A table 11-1 */
+	reg[0x35] = WIRE_LINT0;
+	reg[0x36] = WIRE_LINT1;
 }

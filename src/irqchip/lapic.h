@@ -97,6 +97,8 @@ void lapic_reset(struct lapic *l, bool init);
 
 /* Put it in virtual-wire mode, as firmware hands it over: enabled, LINT0 = ExtINT, LINT1 = NMI (MP 1.4 §3.6.2.2). */
 void lapic_virtual_wire(struct lapic *l);
+/* The same in an image of its registers: reg[n] is the one at offset 16 n. */
+void lapic_virtual_wire_image(uint32_t reg[64]);
 
 /* Whether lapic_ack would return a vector. One atomic load. */
 static inline bool lapic_pending(const struct lapic *l)

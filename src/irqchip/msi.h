@@ -40,6 +40,18 @@ static inline bool msi_is_address(uint64_t addr)
 	return addr >> 20 == 0xfee;
 }
 
+/* The message as a device would write it: the inverse of msi_decode for destinations of 8 bits. */
+static inline uint64_t msi_address(const struct apic_msg *msg)
+{
+	uint64_t dest = msg->dest == APIC_BROADCAST ? 0xff : msg->dest & 0xff;
+	return 0xfee00000ull | dest << 12 | (msg->delivery == APIC_LOWEST ? 1u << 3 : 0) | (msg->logical ? 1u << 2 : 0);
+}
+
+static inline uint32_t msi_data(const struct apic_msg *msg)
+{
+	return msg->vector | (uint32_t)(msg->delivery & 7) << 8 | (msg->level ? 3u << 14 : 0); /* level-triggered, asserted */
+}
+
 static inline struct apic_msg msi_decode(uint64_t addr, uint32_t data)
 {
 	return (struct apic_msg){

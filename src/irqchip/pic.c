@@ -95,9 +95,12 @@ static void chip_set_line(struct pic_chip *c, int n, int level)
 
 static void chip_eoi(struct pic_chip *c, int n, bool rotate)
 {
+	bool served = c->isr >> n & 1;
 	c->isr &= (uint8_t)~(1 << n);
 	if (rotate)
 		c->first = (n + 1) & 7;
+	if (served && c->pic->ended)
+		c->pic->ended(c->pic->opaque, n + (is_master(c) ? 0 : 8));
 }
 
 /* The INTA sequence for one chip: the input taken into service, or 7 without a trace if there is none. */

@@ -35,6 +35,7 @@ struct pic {
 	struct pic_chip chip[2]; /* master, slave on its IR2 */
 	void (*intr)(void *opaque, int level);
 	void *opaque;
+	void (*ended)(void *opaque, int irq); /* optional, set after pic_init: an input's service ended */
 };
 
 void pic_init(struct pic *pic, void (*intr)(void *opaque, int level), void *opaque);

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,6 +11,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "chardev/chardev.h"
+#include "cpu/x86/cpu_model.h"
 #include "cpu/x86/state.h"
 #include "device/debugexit.h"
 #include "device/hpet.h"
@@ -18,6 +20,7 @@
 #include "device/pm.h"
 #include "device/rtc.h"
 #include "device/uart.h"
+#include "gdb/server.h"
 #include "load/load.h"
 #include "machine/boot.h"
 #include "machine/stats.h"
@@ -29,13 +32,16 @@
 
 struct machine {
 	struct machine_config config; /* [I] */
+	struct x86_cpu cpu; /* [I] what the guest is shown */
 	pthread_mutex_t device_lock;
 	struct loop *loop; /* [I] */
+	struct gdb_server *gdb;	      /* or NULL */
 	struct machine_virtio *virtio; /* what is open behind them outlives a reboot */
 	pthread_mutex_t lock;	      /* vm and quit: machine_stop against a reboot */
 	bool quit;
 	unsigned boots;
 
+	enum accel_irqchip irqchip; /* [I] */
 	struct guest_ram ram;
 	struct vm *vm;
 	struct chardev *com1_chardev;
@@ -76,6 +82,14 @@ static void on_msi(void *opaque, uint64_t address, uint32_t data)
 	irqchip_msi(opaque, address, data);
 }
 
+static void on_hpet_legacy(void *opaque, bool on)
+{
+	struct machine *m = opaque;
+	int r = m->config.accel->chip->connect_pit(m->vm->accel, !on);
+	if (r)
+		log_warn("the accelerator's PIT does not give way to the HPET: %s", strerror(-r));
+}
+
 /* Everything on the buses. The order is that of dependence: HPET gates the PIT's and the RTC's interrupts, the PCI host's
  * LPC bridge moves the PM block. */
 static int create_devices(struct machine *m, struct error *err)
@@ -86,6 +100,7 @@ static int create_devices(struct machine *m, struct error *err)
 	struct bus *pio = &vm->pio, *mmio = &vm->mmio;
 	int r;
 
+	bool pit_inside = m->irqchip == ACCEL_IRQCHIP_KERNEL;
 	const struct hpet_config hpet = {
 		.mmio = mmio,
 		.loop = loop,
@@ -94,12 +109,14 @@ static int create_devices(struct machine *m, struct error *err)
 		.irq8 = irqchip_line(chip, 8),
 		/* ISA interrupts that nothing else here uses: a line has one driver. */
 		.gsi = { [10] = irqchip_line(chip, 10), [11] = irqchip_line(chip, 11) },
+		.legacy = pit_inside ? on_hpet_legacy : NULL,
+		.opaque = m,
 	};
 	if ((r = hpet_create(&m->hpet, &hpet, err)))
 		return r;
 
 	const struct pit_config pit = { .pio = pio, .loop = loop, .irq = hpet_gate_pit(m->hpet) };
-	if ((r = pit_create(&m->pit, &pit, err)))
+	if (!pit_inside && (r = pit_create(&m->pit, &pit, err)))
 		return r;
 
 	const struct rtc_config rtc = {
@@ -211,6 +228,8 @@ static void destroy_devices(struct machine *m)
 /* Undo build, also a half-finished one. */
 static void tear_down(struct machine *m)
 {
+	if (m->gdb)
+		gdb_server_forget(m->gdb);
 	destroy_devices(m);
 	pthread_mutex_lock(&m->lock);
 	struct vm *vm = m->vm;
@@ -240,6 +259,8 @@ static int build(struct machine *m, struct error *err)
 		.loop = m->loop,
 		.device_lock = &m->device_lock,
 		.ncpus = m->config.ncpus,
+		.cpu = &m->cpu,
+		.irqchip = m->irqchip,
 		.kvm_leaves = true,
 		.code_cache_size = m->config.code_cache_size,
 		.debug_flags = m->config.debug_flags,
@@ -261,9 +282,63 @@ static int build(struct machine *m, struct error *err)
 		boot_memory_types(&state);
 		vcpu_set_state(&vm->vcpu[i], &state);
 	}
-	/* The rest of firmware's hand-over: PIC interrupts reach the boot processor. */
-	lapic_virtual_wire(irqchip_lapic(vm->irqchip, 0));
+	if ((r = vm_virtual_wire(vm, err)))
+		return r;
 	m->boots++;
+	if (m->gdb)
+		gdb_server_attach(m->gdb, vm, m->boots == 1);
+	return 0;
+}
+
+/* The processor that --cpu and the accelerator agree on. */
+static int choose_cpu(struct machine *m, struct error *err)
+{
+	struct x86_cpu_request request = { 0 };
+	struct x86_cpu_offer offer;
+	int r = m->config.cpu ? x86_cpu_parse(&request, m->config.cpu, err) : 0;
+	if (!r)
+		r = accel_cpu_offer(m->config.accel, &offer, err);
+	if (!r)
+		r = x86_cpu_resolve(&m->cpu, &request, &offer, err);
+	if (!r)
+		log_info("processor: %s, as %s", m->cpu.model->name, m->cpu.id.host ? "this host's" : m->cpu.id.brand);
+	return r;
+}
+
+/* Whose interrupt controllers. An in-kernel IOAPIC has 24 pins, so it has none for virtio-mmio devices. */
+static int choose_irqchip(struct machine *m, struct error *err)
+{
+	static const char *const names[] = { [ACCEL_IRQCHIP_USER] = "user", [ACCEL_IRQCHIP_SPLIT] = "split", [ACCEL_IRQCHIP_KERNEL] = "kernel" };
+	const struct accel_ops *accel = m->config.accel;
+	const char *name = m->config.irqchip;
+	unsigned caps = accel->chip ? accel->caps() : 0;
+	bool mmio = machine_virtio_mmio(m->virtio);
+	bool possible[] = {
+		[ACCEL_IRQCHIP_USER] = true,
+		[ACCEL_IRQCHIP_SPLIT] = caps & ACCEL_CAP_SPLIT_IRQCHIP,
+		[ACCEL_IRQCHIP_KERNEL] = caps & ACCEL_CAP_IRQCHIP,
+	};
+	if (!name || !strcmp(name, "auto")) {
+		m->irqchip = accel->chip ? accel->chip->best() : ACCEL_IRQCHIP_USER;
+		if (m->irqchip == ACCEL_IRQCHIP_KERNEL && (mmio || !possible[ACCEL_IRQCHIP_KERNEL]))
+			m->irqchip = ACCEL_IRQCHIP_SPLIT;
+		if (!possible[m->irqchip])
+			m->irqchip = ACCEL_IRQCHIP_USER;
+		return 0;
+	}
+	unsigned i = 0;
+	while (i < sizeof(names) / sizeof(names[0]) && strcmp(names[i], name))
+		i++;
+	if (i == sizeof(names) / sizeof(names[0]))
+		return error_set(err, EINVAL, "--irqchip %s: no such kind; choose auto, kernel, split or user", name);
+	if (!possible[i] && !accel->chip)
+		return error_set(err, EINVAL, "--irqchip %s: --accel %s has no interrupt controllers of its own; leave the option out, or give user", name,
+				 accel->name);
+	if (!possible[i])
+		return error_set(err, EINVAL, "--irqchip %s: this host's KVM does not have it; leave the option out, or give user", name);
+	if (i == ACCEL_IRQCHIP_KERNEL && mmio)
+		return error_set(err, EINVAL, "--irqchip kernel: KVM's IOAPIC has no inputs left for devices with transport=mmio; give split or user");
+	m->irqchip = (enum accel_irqchip)i;
 	return 0;
 }
 
@@ -288,10 +363,16 @@ int machine_create(struct machine **out, const struct machine_config *config, st
 	m->ram.fd = -1;
 	pthread_mutex_init(&m->lock, NULL);
 	pthread_mutex_init(&m->device_lock, NULL);
-	int r = loop_create(&m->loop, &m->device_lock, err);
+	int r = choose_cpu(m, err);
+	if (!r)
+		r = loop_create(&m->loop, &m->device_lock, err);
 	const struct chardev_config chardev = { .loop = m->loop, .quit = on_quit, .opaque = m };
 	if (!r)
 		r = machine_virtio_open(&m->virtio, &m->config, m->loop, &chardev, err);
+	if (!r && config->gdb)
+		r = gdb_server_create(&m->gdb, config->gdb, m->loop, err);
+	if (!r)
+		r = choose_irqchip(m, err);
 	if (!r)
 		r = build(m, err);
 	if (r) {
@@ -332,6 +413,13 @@ static bool quit_requested(struct machine *m)
 	return quit;
 }
 
+static void tell_debugger(struct machine *m, const struct machine_result *result)
+{
+	bool failed = result->end >= MACHINE_TRIPLE_FAULT;
+	if (m->gdb)
+		gdb_server_ended(m->gdb, failed, failed ? SIGABRT : (uint8_t)machine_exit_status(result));
+}
+
 void machine_run(struct machine *m, struct machine_result *result)
 {
 	*result = (struct machine_result){ .end = MACHINE_QUIT };
@@ -347,6 +435,7 @@ void machine_run(struct machine *m, struct machine_result *result)
 				snprintf(result->text, sizeof(result->text), "%s",
 					 m->vm->reason[0] ? m->vm->reason : vm_result_text(r));
 			snprintf(result->dump, sizeof(result->dump), "%s", m->vm->dump_path);
+			tell_debugger(m, result);
 			return;
 		}
 		log_info("guest reset: building the machine again (boot %u)", m->boots + 1);
@@ -412,6 +501,7 @@ void machine_destroy(struct machine *m)
 	if (!m)
 		return;
 	tear_down(m);
+	gdb_server_destroy(m->gdb);
 	machine_virtio_close(m->virtio);
 	if (m->com1_chardev)
 		chardev_close(m->com1_chardev);

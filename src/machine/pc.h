@@ -36,6 +36,8 @@ struct machine_config {
 	uint64_t memory;	       /* bytes, a multiple of 4 KiB (1 MiB from the CLI) */
 	uint64_t memory_max;	       /* bytes that the guest may come to have: room for virtio-mem; 0: none */
 	unsigned ncpus;		       /* 1..MACHINE_MAX_CPUS */
+	const char *cpu;	       /* MODEL[,+feature|,-feature...], see cpu/x86/cpu_model.h; NULL: the accelerator's default */
+	const char *irqchip;	       /* "kernel", "split", "user"; "auto" or NULL: what is best for the accelerator */
 	const char *serial;	       /* COM1: what chardev_open takes; NULL is "none" */
 	const char *runtime_dir;       /* folder of this VM's own sockets, or NULL */
 	const char *name;	       /* of the VM: MAC addresses come from it; NULL: "vm" */
@@ -50,6 +52,7 @@ struct machine_config {
 	unsigned nports;
 	const char *balloon;	       /* or NULL: none */
 	const char *rng;	       /* or NULL: none */
+	const char *gdb;	       /* where gdb connects, as --gdb has it, or NULL */
 	bool no_reboot;		       /* a guest reset ends machine_run instead of building the machine again */
 	unsigned debug_flags;	       /* enum accel_debug */
 	size_t code_cache_size;	       /* bytes; 0: the accelerator's default */

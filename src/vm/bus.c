@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/error.h"
 
@@ -10,6 +11,8 @@ void bus_init(struct bus *bus, const char *name, pthread_mutex_t *device_lock)
 	bus->name = name;
 	bus->lock = device_lock;
 	bus->nregions = 0;
+	bus->bells = NULL;
+	bus->host_doorbell = NULL;
 }
 
 /* Index of the first region that ends above `addr`; nregions if there is none. */
@@ -44,6 +47,8 @@ int bus_map(struct bus *bus, uint64_t base, uint64_t size, const struct bus_ops 
 	memmove(&bus->region[i + 1], &bus->region[i], (size_t)(bus->nregions - i) * sizeof(bus->region[0]));
 	bus->region[i] = (struct bus_region){ .base = base, .size = size, .ops = ops, .opaque = opaque };
 	bus->nregions++;
+	if (ops->moved)
+		ops->moved(opaque, bus, base, true);
 	return 0;
 }
 
@@ -52,9 +57,55 @@ void bus_unmap(struct bus *bus, uint64_t base)
 	int i = find_slot(bus, base);
 	if (i == bus->nregions || bus->region[i].base != base)
 		return;
+	struct bus_region gone = bus->region[i];
 	bus->nregions--;
 	memmove(&bus->region[i], &bus->region[i + 1], (size_t)(bus->nregions - i) * sizeof(bus->region[0]));
+	if (gone.ops->moved)
+		gone.ops->moved(gone.opaque, bus, base, false);
 }
+
+/* --- doorbells --- */
+
+void bus_add_doorbell(struct bus *bus, struct bus_doorbell *bell)
+{
+	bell->placed = true;
+	bell->hosted = bus->host_doorbell && !bus->host_doorbell(bus->host_opaque, bus, bell, true);
+	if (bell->hosted)
+		return;
+	bell->next = bus->bells;
+	bus->bells = bell;
+}
+
+void bus_remove_doorbell(struct bus *bus, struct bus_doorbell *bell)
+{
+	if (!bell->placed)
+		return;
+	bell->placed = false;
+	if (bell->hosted) {
+		bus->host_doorbell(bus->host_opaque, bus, bell, false);
+		return;
+	}
+	struct bus_doorbell **p = &bus->bells;
+	while (*p && *p != bell)
+		p = &(*p)->next;
+	if (*p)
+		*p = bell->next;
+}
+
+static bool ring(const struct bus *bus, uint64_t addr, unsigned size, uint64_t value)
+{
+	for (const struct bus_doorbell *b = bus->bells; b; b = b->next) {
+		if (b->addr != addr || (b->size && b->size != size) || (b->match && b->value != value))
+			continue;
+		const uint64_t one = 1;
+		ssize_t n = write(b->fd, &one, sizeof(one));
+		(void)n; /* full: it is readable already */
+		return true;
+	}
+	return false;
+}
+
+/* --- accesses --- */
 
 static uint64_t size_mask(unsigned size)
 {
@@ -119,7 +170,8 @@ uint64_t bus_read(struct bus *bus, uint64_t addr, unsigned size)
 void bus_write(struct bus *bus, uint64_t addr, unsigned size, uint64_t value)
 {
 	pthread_mutex_lock(bus->lock);
-	for (unsigned done = 0; done < size;) {
+	bool rung = bus->bells && ring(bus, addr, size, value & size_mask(size));
+	for (unsigned done = rung ? size : 0; done < size;) {
 		struct piece p = next_piece(bus, addr + done, size - done);
 		const struct bus_ops *ops = p.region.ops;
 		if (ops && ops->write && p.size >= ops->min_size)

@@ -13,8 +13,10 @@
 #define TRAPLINE_VM_BUS_H
 
 #include <pthread.h>
+#include <stdbool.h>
 #include <stdint.h>
 
+struct bus;
 struct error;
 
 struct bus_ops {
@@ -25,12 +27,27 @@ struct bus_ops {
 	uint8_t min_size, max_size;
 	uint64_t (*read)(void *opaque, uint64_t offset, unsigned size);
 	void (*write)(void *opaque, uint64_t offset, unsigned size, uint64_t value);
+	/* Optional: the region is at `base` now (on: bus_map is about to return 0), or just not any more. */
+	void (*moved)(void *opaque, struct bus *bus, uint64_t base, bool on);
 };
 
 struct bus_region {
 	uint64_t base, size;
 	const struct bus_ops *ops;
 	void *opaque;
+};
+
+/* A write that only tells somebody: it is the eventfd's that gets it, not the region's. The bus links the caller's struct, which stays where it is
+ * until bus_remove_doorbell. */
+struct bus_doorbell {
+	uint64_t addr;
+	uint8_t size; /* of the write, 1 to 8; 0: any */
+	bool match;   /* only if `value` is written (size is not 0) */
+	uint64_t value;
+	int fd;	      /* not owned */
+	/* the bus's own: */
+	bool placed, hosted;
+	struct bus_doorbell *next;
 };
 
 #define BUS_MAX_REGIONS 128
@@ -40,6 +57,10 @@ struct bus {
 	pthread_mutex_t *lock; /* the device lock; not owned */
 	int nregions;	       /* [d] */
 	struct bus_region region[BUS_MAX_REGIONS]; /* [d] sorted by base */
+	struct bus_doorbell *bells; /* [d] those that the bus itself rings */
+	/* Who takes doorbells so that the write does not leave the guest; NULL: nobody. [I] once devices are there. 0 if it did. */
+	int (*host_doorbell)(void *opaque, const struct bus *bus, const struct bus_doorbell *bell, bool on);
+	void *host_opaque;
 };
 
 void bus_init(struct bus *bus, const char *name, pthread_mutex_t *device_lock);
@@ -48,6 +69,16 @@ void bus_init(struct bus *bus, const char *name, pthread_mutex_t *device_lock);
  * before the vCPUs start. */
 int bus_map(struct bus *bus, uint64_t base, uint64_t size, const struct bus_ops *ops, void *opaque, struct error *err);
 void bus_unmap(struct bus *bus, uint64_t base);
+
+/* From now on writes like that ring. Where nobody takes it, the bus writes the eventfd when the write arrives. Device lock as in bus_map. */
+void bus_add_doorbell(struct bus *bus, struct bus_doorbell *bell);
+/* Nothing if it is not on the bus. Returns when no further write rings it. */
+void bus_remove_doorbell(struct bus *bus, struct bus_doorbell *bell);
+/* Whether doorbells save the exit: without that a device that works at once, in its write function, is faster. */
+static inline bool bus_doorbells_pay(const struct bus *bus)
+{
+	return bus->host_doorbell;
+}
 
 /* One access of `size` 1..8 bytes, by a vCPU thread (takes the device lock). */
 uint64_t bus_read(struct bus *bus, uint64_t addr, unsigned size);

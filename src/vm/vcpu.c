@@ -37,10 +37,10 @@ void vcpu_kick(struct vcpu *v)
 	v->vm->config.accel->vcpu_kick(v->accel);
 }
 
-/* Whether the thread must leave the accelerator: the VM stops, or an INIT waits. */
+/* Whether the thread must leave the accelerator: the VM stops, an INIT waits, or somebody holds it. */
 static bool must_leave(struct vcpu *v)
 {
-	return atomic_load(&v->vm->stopping) || (atomic_load(&v->request) & REQUEST_INIT);
+	return atomic_load(&v->vm->stopping) || (atomic_load(&v->request) & REQUEST_INIT) || atomic_load(&v->hold);
 }
 
 /* Sleep until `done` says so; looks again after each wake_up. */
@@ -69,6 +69,50 @@ static bool wake_from_halt(struct vcpu *v)
 static bool wake_from_wait_sipi(struct vcpu *v)
 {
 	return must_leave(v) || (atomic_load(&v->request) & REQUEST_SIPI);
+}
+
+/* --- holding it still --- */
+
+void vcpu_hold(struct vcpu *v, enum vm_hold who)
+{
+	if (!(atomic_fetch_or(&v->hold, 1u << who) & VCPU_PARKED))
+		vcpu_kick(v);
+}
+
+void vcpu_release(struct vcpu *v, enum vm_hold who)
+{
+	atomic_fetch_and(&v->hold, ~(1u << who));
+	wake_up(v);
+}
+
+static bool wake_from_park(struct vcpu *v)
+{
+	return atomic_load(&v->vm->stopping) || atomic_load(&v->hold) == VCPU_PARKED;
+}
+
+/* One word holds who holds it and that it is parked: so it leaves only if nobody has taken hold of it meanwhile. */
+static void park(struct vcpu *v)
+{
+	uint32_t hold = atomic_load(&v->hold);
+	do {
+		if (!hold)
+			return;
+	} while (!atomic_compare_exchange_weak(&v->hold, &hold, hold | VCPU_PARKED));
+	vtimer_arm(&v->vm->parked, clock_ns());
+	do {
+		sleep_until(v, wake_from_park);
+		if (atomic_load(&v->vm->stopping))
+			return; /* it does not run again */
+		hold = VCPU_PARKED;
+	} while (!atomic_compare_exchange_strong(&v->hold, &hold, 0));
+}
+
+/* On its thread: park for the debugger. For exit handlers to return. */
+static int stop_for_debugger(struct vcpu *v, enum vcpu_stop stop)
+{
+	v->stop = stop;
+	atomic_fetch_or(&v->hold, 1u << VM_HOLD_DEBUGGER);
+	return 1;
 }
 
 /* --- what the LAPIC asks of its CPU; any thread --- */
@@ -130,7 +174,7 @@ static int exit_mmio(struct vcpu *v, struct accel_exit *exit)
 {
 	uint64_t gpa = exit->mmio.gpa;
 	unsigned size = exit->mmio.size;
-	if (lapic_owns_gpa(v->lapic, gpa)) {
+	if (v->lapic && lapic_owns_gpa(v->lapic, gpa)) {
 		uint32_t offset = gpa % LAPIC_MMIO_SIZE;
 		if (exit->mmio.write)
 			lapic_mmio_write(v->lapic, offset, size, exit->mmio.value);
@@ -155,6 +199,8 @@ static void sync_tsc(struct vcpu *v)
 
 static int exit_msr_read(struct vcpu *v, struct accel_exit *exit)
 {
+	if (!v->lapic)
+		return -EPERM; /* LAPIC and kvm-clock are the accelerator's */
 	int r = lapic_rdmsr(v->lapic, exit->msr.index, &exit->msr.value);
 	if (r == -ENOENT && v->vm->config.kvm_leaves)
 		r = pvclock_rdmsr(&v->vm->pvclock, v->index, exit->msr.index, &exit->msr.value);
@@ -165,6 +211,8 @@ static int exit_msr_write(struct vcpu *v, struct accel_exit *exit)
 {
 	uint32_t index = exit->msr.index;
 	uint64_t value = exit->msr.value;
+	if (!v->lapic)
+		return -EPERM;
 	if (index == MSR_TSC_DEADLINE)
 		sync_tsc(v);
 	int r = lapic_wrmsr(v->lapic, index, value);
@@ -183,6 +231,8 @@ static int exit_hlt(struct vcpu *v, struct accel_exit *exit)
 	vcpu_get_state(v, &s);
 	if (s.nmi_pending && !s.nmi_masked)
 		return 0;
+	if (!v->lapic)
+		return 0; /* the accelerator waits itself; it only asks whether to go on */
 	/* With IF clear only NMI and INIT end a HLT. */
 	sleep_until(v, s.rflags & FL_IF ? wake_from_halt : wake_without_irq);
 	atomic_store(&v->nmi, false);
@@ -195,13 +245,24 @@ static int exit_interrupted(struct vcpu *v, struct accel_exit *exit)
 	return must_leave(v);
 }
 
+/* It cannot go on: the end of the VM, after the debugger has had a look. */
+static int stop_for_ever(struct vcpu *v, enum vm_result result, const char *reason)
+{
+	if (!atomic_load(&v->vm->debugged)) {
+		vm_stop_with_dump(v, result, reason);
+		return 1;
+	}
+	v->fault = result;
+	snprintf(v->fault_reason, sizeof(v->fault_reason), "%s", reason);
+	return stop_for_debugger(v, VCPU_STOP_FAULT);
+}
+
 static int exit_shutdown(struct vcpu *v, struct accel_exit *exit)
 {
 	char reason[128];
 	(void)exit;
 	snprintf(reason, sizeof(reason), "triple fault on vCPU %u: the guest could not deliver an exception", v->index);
-	vm_stop_with_dump(v, VM_TRIPLE_FAULT, reason);
-	return 1;
+	return stop_for_ever(v, VM_TRIPLE_FAULT, reason);
 }
 
 static int exit_emulation_failed(struct vcpu *v, struct accel_exit *exit)
@@ -215,8 +276,7 @@ static int exit_emulation_failed(struct vcpu *v, struct accel_exit *exit)
 		for (int i = 0; i < exit->failed.nbytes && i < 15 && n < 250; i++)
 			n += snprintf(reason + n, sizeof(reason) - (size_t)n, " %02x", exit->failed.bytes[i]);
 	}
-	vm_stop_with_dump(v, VM_EMULATION_FAILED, reason);
-	return 1;
+	return stop_for_ever(v, VM_EMULATION_FAILED, reason);
 }
 
 static int exit_hypercall(struct vcpu *v, struct accel_exit *exit)
@@ -226,11 +286,18 @@ static int exit_hypercall(struct vcpu *v, struct accel_exit *exit)
 	return 0;
 }
 
+static int exit_eoi(struct vcpu *v, struct accel_exit *exit)
+{
+	irqchip_eoi(v->vm->irqchip, exit->eoi.vector);
+	return 0;
+}
+
 static int exit_debug(struct vcpu *v, struct accel_exit *exit)
 {
-	(void)v;
-	(void)exit;
-	return 0; /* nobody set a breakpoint */
+	if (!atomic_load(&v->vm->debugged))
+		return 0;
+	v->debug = exit->debug;
+	return stop_for_debugger(v, VCPU_STOP_DEBUG);
 }
 
 struct exit_desc {
@@ -248,6 +315,7 @@ static const struct exit_desc exits[] = {
 	[ACCEL_EXIT_HYPERCALL] = { "hypercall", exit_hypercall },
 	[ACCEL_EXIT_DEBUG] = { "debug", exit_debug },
 	[ACCEL_EXIT_INTERRUPTED] = { "interrupted", exit_interrupted },
+	[ACCEL_EXIT_EOI] = { "eoi", exit_eoi },
 	[ACCEL_EXIT_EMULATION_FAILED] = { "emulation-failed", exit_emulation_failed },
 };
 
@@ -312,8 +380,13 @@ static void *vcpu_thread(void *opaque)
 {
 	struct vcpu *v = opaque;
 	while (!atomic_load(&v->vm->stopping)) {
-		if (atomic_load(&v->request) & REQUEST_INIT) {
+		if (atomic_load(&v->hold)) {
+			park(v);
+		} else if (atomic_load(&v->request) & REQUEST_INIT) {
+			v->stop = VCPU_STOP_NONE;
 			serve_init(v);
+		} else if (v->stop == VCPU_STOP_FAULT) {
+			vm_stop_with_dump(v, v->fault, v->fault_reason);
 		} else if (!atomic_load(&v->wait_sipi)) {
 			run_once(v);
 		} else {
@@ -366,6 +439,19 @@ static int irq_ack(void *opaque)
 	return lapic_ack(v->lapic);
 }
 
+/* With the accelerator's LAPICs and our PIC: what its LINT0 asks. */
+static bool intr_pending(void *opaque)
+{
+	const struct vcpu *v = opaque;
+	return irqchip_intr(v->vm->irqchip);
+}
+
+static int intr_ack(void *opaque)
+{
+	struct vcpu *v = opaque;
+	return irqchip_inta(v->vm->irqchip);
+}
+
 static uint8_t get_cr8(void *opaque)
 {
 	const struct vcpu *v = opaque;
@@ -384,27 +470,33 @@ int vcpu_create(struct vcpu *v, struct vm *vm, unsigned index, struct error *err
 	v->vm = vm;
 	v->index = index;
 	v->lapic = irqchip_lapic(vm->irqchip, index);
-	atomic_store(&v->wait_sipi, index != 0);
+	atomic_store(&v->wait_sipi, v->lapic && index != 0);
 	struct x86_cpuid_policy policy = {
 		.vcpu = index,
 		.ncpus = vm->ncpus,
-		.tsc_hz = clock_tsc_hz(),
+		.tsc_hz = vm->config.tsc_hz ? vm->config.tsc_hz : clock_tsc_hz(),
 		.kvm_leaves = vm->config.kvm_leaves,
+		.cpu = vm->config.cpu,
 	};
 	x86_cpuid_build(&v->cpuid, &policy);
 	struct accel_vcpu_config config = {
 		.index = index,
 		.exit = vcpu_exit,
-		.get_cr8 = get_cr8,
-		.set_cr8 = set_cr8,
 		.opaque = v,
-		.irq = { .pending = irq_pending, .ack = irq_ack, .opaque = v },
 		.cpuid = &v->cpuid,
 	};
+	if (v->lapic) {
+		config.get_cr8 = get_cr8;
+		config.set_cr8 = set_cr8;
+		config.irq = (struct accel_irq_source){ .pending = irq_pending, .ack = irq_ack, .opaque = v };
+	} else if (vm->config.irqchip == ACCEL_IRQCHIP_SPLIT) {
+		config.irq = (struct accel_irq_source){ .pending = intr_pending, .ack = intr_ack, .opaque = v };
+	}
 	int r = vm->config.accel->vcpu_create(&v->accel, vm->accel, &config, err);
 	if (r)
 		return r;
-	lapic_attach(v->lapic, &lapic_cpu, v);
+	if (v->lapic)
+		lapic_attach(v->lapic, &lapic_cpu, v);
 	return 0;
 }
 
@@ -412,7 +504,8 @@ void vcpu_destroy(struct vcpu *v)
 {
 	if (!v->accel)
 		return;
-	lapic_attach(v->lapic, NULL, NULL);
+	if (v->lapic)
+		lapic_attach(v->lapic, NULL, NULL);
 	v->vm->config.accel->vcpu_destroy(v->accel);
 	v->accel = NULL;
 }

@@ -7,8 +7,10 @@
 #include <unistd.h>
 
 #include "accel/accel.h"
+#include "base/clock.h"
 #include "base/error.h"
 #include "vm/dump.h"
+#include "vm/hosted.h"
 
 static int create_vcpus(struct vm *vm, struct error *err)
 {
@@ -23,7 +25,10 @@ static int create_vcpus(struct vm *vm, struct error *err)
 static int create_parts(struct vm *vm, struct error *err)
 {
 	const struct vm_config *config = &vm->config;
-	int r = irqchip_create(&vm->irqchip, config->ncpus, vm->loop, vm->device_lock, err);
+	uint64_t tsc_hz = 0;
+	int r = hosted_check_tsc(config, &tsc_hz, err);
+	if (!r)
+		r = hosted_create_irqchip(vm, err);
 	if (r)
 		return r;
 	r = irqchip_map(vm->irqchip, &vm->pio, &vm->mmio, err);
@@ -34,14 +39,37 @@ static int create_parts(struct vm *vm, struct error *err)
 		.ncpus = config->ncpus,
 		.code_cache_size = config->code_cache_size,
 		.debug_flags = config->debug_flags,
+		.irqchip = config->irqchip,
+		.ioapic_pins = IOAPIC_PINS,
+		.tsc_hz = tsc_hz,
 	};
 	r = config->accel->vm_create(&vm->accel, &accel_config, err);
 	if (r)
 		return r;
+	hosted_doorbells(vm);
 	vm->vcpu = calloc(config->ncpus, sizeof(*vm->vcpu));
 	if (!vm->vcpu)
 		return error_set(err, ENOMEM, "out of memory for %u vCPUs", config->ncpus);
 	return create_vcpus(vm, err);
+}
+
+/* A vCPU has parked: tell who waits for it. */
+static void on_parked(void *opaque)
+{
+	struct vm *vm = opaque;
+	for (unsigned i = 0; i < vm->ncpus; i++) {
+		struct vcpu *v = &vm->vcpu[i];
+		bool held = atomic_load(&v->hold) & (1u << VM_HOLD_DEBUGGER);
+		if (vm->debugger.stopped && vcpu_parked(v) && held && v->stop != VCPU_STOP_NONE)
+			vm->debugger.stopped(vm->debugger.opaque, v);
+	}
+	for (unsigned who = 0; who < VM_HOLDS; who++) {
+		struct vm_pause p = vm->pause[who];
+		if (!p.done || !vm_paused(vm, who))
+			continue;
+		vm->pause[who] = (struct vm_pause){ 0 };
+		p.done(p.opaque);
+	}
 }
 
 int vm_create(struct vm **out, const struct vm_config *config, struct error *err)
@@ -58,6 +86,7 @@ int vm_create(struct vm **out, const struct vm_config *config, struct error *err
 	pthread_mutex_init(&vm->result_lock, NULL);
 	bus_init(&vm->pio, "I/O ports", vm->device_lock);
 	bus_init(&vm->mmio, "memory", vm->device_lock);
+	vtimer_init(&vm->parked, vm->loop, on_parked, vm);
 	pvclock_init(&vm->pvclock, config->ram, config->ncpus);
 	int r = create_parts(vm, err);
 	if (r) {
@@ -72,6 +101,7 @@ void vm_destroy(struct vm *vm)
 {
 	if (!vm)
 		return;
+	vtimer_cancel(&vm->parked);
 	for (unsigned i = 0; vm->vcpu && i < vm->ncpus; i++)
 		vcpu_destroy(&vm->vcpu[i]);
 	free(vm->vcpu);
@@ -98,6 +128,37 @@ enum vm_result vm_run(struct vm *vm)
 		vcpu_join(&vm->vcpu[i]);
 	loop_again(vm->loop); /* nobody is left who would stop it for this VM */
 	return vm->result;
+}
+
+void vm_pause(struct vm *vm, enum vm_hold who, void (*done)(void *opaque), void *opaque)
+{
+	vm->pause[who] = (struct vm_pause){ done, opaque };
+	for (unsigned i = 0; i < vm->ncpus; i++)
+		vcpu_hold(&vm->vcpu[i], who);
+	if (done)
+		vtimer_arm(&vm->parked, clock_ns()); /* all may be parked already */
+}
+
+void vm_resume(struct vm *vm, enum vm_hold who)
+{
+	vm->pause[who] = (struct vm_pause){ 0 };
+	for (unsigned i = 0; i < vm->ncpus; i++)
+		vcpu_release(&vm->vcpu[i], who);
+}
+
+bool vm_paused(const struct vm *vm, enum vm_hold who)
+{
+	const uint32_t both = VCPU_PARKED | 1u << who;
+	for (unsigned i = 0; i < vm->ncpus; i++)
+		if ((atomic_load(&vm->vcpu[i].hold) & both) != both)
+			return false;
+	return true;
+}
+
+void vm_set_debugger(struct vm *vm, const struct vm_debugger *debugger)
+{
+	vm->debugger = debugger ? *debugger : (struct vm_debugger){ 0 };
+	atomic_store(&vm->debugged, debugger != NULL);
 }
 
 static bool record(struct vm *vm, enum vm_result result, int code, const char *reason, const char *dump_path)

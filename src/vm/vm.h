@@ -23,19 +23,9 @@
 struct accel_ops;
 struct accel_vm;
 struct error;
+struct x86_cpu;
 
 #define VM_MAX_CPUS LAPIC_MAX
-
-enum vm_result {
-	VM_RUNNING,
-	VM_POWEROFF,	 /* the guest switched itself off */
-	VM_RESET,	 /* the guest asked for a reset */
-	VM_DEBUG_EXIT,	 /* it wrote the debug-exit port: vm->exit_code */
-	VM_QUIT,	 /* the user asked */
-	VM_TRIPLE_FAULT, /* vm->reason, vm->dump_path */
-	VM_EMULATION_FAILED,
-	VM_FAILED,	 /* the VMM could not go on: vm->reason */
-};
 
 struct vm_config {
 	const struct accel_ops *accel;
@@ -43,6 +33,9 @@ struct vm_config {
 	struct loop *loop;     /* outlives the VM */
 	pthread_mutex_t *device_lock; /* the loop's; outlives the VM */
 	unsigned ncpus;
+	const struct x86_cpu *cpu; /* what processor the guest is shown; NULL: the translator's default. Outlives the VM */
+	enum accel_irqchip irqchip; /* one that the accelerator has */
+	uint64_t tsc_hz;       /* of the guest's TSC, where its state was made at another host; 0: this host's */
 	bool kvm_leaves;       /* tell the guest it runs under KVM's paravirtual interface (kvm-clock) */
 	size_t code_cache_size; /* as accel_vm_config */
 	unsigned debug_flags;
@@ -60,6 +53,18 @@ struct vm {
 	unsigned ncpus;		 /* [I] */
 	struct vcpu *vcpu;	 /* [I] ncpus of them */
 
+	struct vtimer parked;	 /* armed when a vCPU has parked: vm_pause's done and the debugger's stopped are called by the loop */
+	struct vm_pause {
+		void (*done)(void *opaque);
+		void *opaque;
+	} pause[VM_HOLDS];	 /* [d] */
+	struct vm_debugger {
+		/* vCPU v has parked, held by VM_HOLD_DEBUGGER, with v->stop saying why; others may run. */
+		void (*stopped)(void *opaque, struct vcpu *v);
+		void *opaque;
+	} debugger;		 /* [d] */
+	_Atomic bool debugged;	 /* there is a debugger */
+
 	_Atomic bool stopping;
 	pthread_mutex_t result_lock; /* below; stable after vm_run */
 	enum vm_result result;
@@ -70,6 +75,9 @@ struct vm {
 
 int vm_create(struct vm **out, const struct vm_config *config, struct error *err);
 void vm_destroy(struct vm *vm);
+
+/* The last of firmware's hand-over: PIC interrupts reach the boot processor (virtual wire mode). Before vm_run. */
+int vm_virtual_wire(struct vm *vm, struct error *err);
 
 /* Run until something stops it; main thread. Returns the result. */
 enum vm_result vm_run(struct vm *vm);
@@ -83,6 +91,22 @@ void vm_request_quit(struct vm *vm);
 bool vm_stop(struct vm *vm, enum vm_result result, const char *reason);
 /* On the vCPU's thread: it cannot go on. Writes the dump, then as vm_stop. */
 void vm_stop_with_dump(struct vcpu *v, enum vm_result result, const char *reason);
+
+/* Hold all vCPUs still on behalf of `who`, until vm_resume by the same: they leave guest code, HLT and other waits, and park. `done` (may be
+ * NULL) is called once, by the loop with the device lock held, when the last has parked; never before the return, and not after a
+ * vm_resume. Device lock, or before vm_run: then no vCPU runs an instruction. Nobody waits here, so a vCPU that is in an exit and needs
+ * the device lock gets it first.
+ *
+ * Only vCPUs stand still. Devices go on, and may write to RAM and raise interrupts, which wait; so does guest time: the TSC and all clocks
+ * count on, on every accelerator. INIT, start-up IPIs and NMIs are served after the resume; the end of the VM, resets too, ends a pause. */
+void vm_pause(struct vm *vm, enum vm_hold who, void (*done)(void *opaque), void *opaque);
+void vm_resume(struct vm *vm, enum vm_hold who);
+/* All vCPUs are parked and held by `who`. */
+bool vm_paused(const struct vm *vm, enum vm_hold who);
+
+/* Who is told of vCPUs that stop for a debugger (ACCEL_EXIT_DEBUG; a triple fault stops, too, before it ends the VM); NULL: nobody. Device
+ * lock, or before vm_run. */
+void vm_set_debugger(struct vm *vm, const struct vm_debugger *debugger);
 
 const char *vm_result_text(enum vm_result result);
 

@@ -11,7 +11,7 @@ void guest_trap(struct frame *f);
 void exec_enter(struct frame *f, u64 *save);
 void exec_leave(u64 *save) __attribute__((noreturn));
 
-extern u8 trampoline[], trampoline_end[], guest_end[];
+extern u8 trampoline[], trampoline_end[], guest_end[], guest_snippets[], guest_snippets_end[];
 extern u64 gdt[], idt[][2];
 extern u32 ap_next;
 
@@ -190,6 +190,13 @@ void check_eq_at(const char *file, int line, const char *what, u64 got, u64 want
 		print("FAIL %s:%d: %s: 0x%lx, not 0x%lx\n", file, line, what, got, want);
 }
 
+bool check_cell(const char *name, const char *what, u64 got, u64 want)
+{
+	if (count(got == want))
+		print("FAIL %s: %s 0x%lx, not 0x%lx\n", name, what, got, want);
+	return got == want;
+}
+
 void finish(void)
 {
 	print("%s: %u checks, %u failed\n", guest_name, checks, failures);
@@ -354,6 +361,18 @@ u64 pte(u64 va)
 void map(u64 va, const void *page, u64 flags)
 {
 	set_pte(va, (u64)page | flags);
+}
+
+void map_user_alias(void)
+{
+	for (u64 p = (u64)guest_snippets; p < (u64)guest_snippets_end; p += 4096)
+		map(user_alias((void *)p), (void *)p, P | W | U);
+	map(USER_STACK_TOP - 4096, page_alloc(1), P | W | U);
+}
+
+u64 user_alias(const void *code)
+{
+	return VA(0x800) + (u64)((const u8 *)code - guest_snippets);
 }
 
 /* --- processors --- */

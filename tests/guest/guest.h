@@ -45,6 +45,8 @@ void check_at(const char *file, int line, const char *what, bool ok);
 void check_eq_at(const char *file, int line, const char *what, u64 got, u64 want);
 #define CHECK(x) check_at(__FILE__, __LINE__, #x, x)
 #define CHECK_EQ(got, want) check_eq_at(__FILE__, __LINE__, #got " == " #want, (u64)(got), (u64)(want))
+/* For tables: name is the cell, what the thing compared; prints "FAIL name: what 0x1, not 0x2" and returns whether they are equal. */
+bool check_cell(const char *name, const char *what, u64 got, u64 want);
 void section(const char *name); /* says what the checks that follow are about */
 /* The same for checks that cannot be done where the host's KVM has one of these defects ("name,name"; kvm_defects.c knows them): then the output
  * says which, and this is false. */
@@ -70,6 +72,10 @@ extern trap_handler handlers[256];
 	extern const u8 name[], name##_end[]; \
 	__asm__(".pushsection .snippets, \"ax\"\n.balign 16\n.globl " #name ", " #name "_end\n" #name ":\n" text "\n" #name "_end:\n.popsection")
 #define COPY(to, name) copy(to, name, (size_t)(name##_end - name))
+/* All snippets mapped once more for user mode, at VA(0x800), with a user stack of one page; and where a snippet lies there. */
+void map_user_alias(void);
+u64 user_alias(const void *code);
+#define USER_STACK_TOP VA(0x881)
 void *copy(void *to, const void *from, size_t n);
 void *fill(void *to, int c, size_t n);
 bool equal(const void *a, const void *b, size_t n);

@@ -1,6 +1,6 @@
 /*
  * Runs a bare-metal test guest on every accelerator of this build, and in the translator's forced modes:
- * test_guests NAME.elf [cpus=N] [modes=all|NAME,NAME...]. The output must be the same everywhere and end in "NAME: N checks, 0 failed".
+ * test_guests NAME.elf [cpus=N] [modes=all|NAME|emulated,...]. The output must be the same everywhere and end in "NAME: N checks, 0 failed".
  * TRAPLINE_GUEST_MODE=name runs only the mode of this name (as the output shows them), and prints what the guest printed.
  *
  * On KVM the guest is told what is wrong with the host's, found by kvm_defects.c, and may skip sections ("SKIP section: defect"). Each skip is a
@@ -31,6 +31,7 @@ static const struct guest_mode {
 	const char *name, *accel;
 	unsigned debug;
 	size_t code_cache;
+	const char *irqchip;
 } modes[] = {
 	{ "interp", "interp", 0, 0 },
 	{ "dbt", "dbt", 0, 0 },
@@ -41,7 +42,9 @@ static const struct guest_mode {
 	{ "poison-flags", "dbt", ACCEL_DEBUG_POISON_FLAGS, 0 },
 	{ "no-chain", "dbt", ACCEL_DEBUG_NO_CHAIN, 0 },
 	{ "small-cache", "dbt", 0, 256 << 10 },
-	{ "kvm", "kvm", 0, 0 },
+	{ "kvm", "kvm", 0, 0, "user" },
+	{ "kvm-split", "kvm", 0, 0, "split" },
+	{ "kvm-kernel", "kvm", 0, 0, "kernel" },
 };
 
 /* What a guest has to know about its host. */
@@ -98,6 +101,7 @@ static bool run(const struct guest_mode *mode, const struct host *host, const ch
 		.serial = spec,
 		.no_reboot = true,
 		.debug_flags = mode->debug,
+		.irqchip = mode->irqchip,
 		.code_cache_size = mode->code_cache,
 	};
 	struct error err = { "" };
@@ -142,6 +146,12 @@ static bool listed(const char *list, const char *name)
 			return true;
 	}
 	return false;
+}
+
+/* "emulated" are all but KVM's. */
+static bool chosen(const char *list, const struct guest_mode *mode)
+{
+	return !strcmp(list, "all") || listed(list, mode->name) || (listed(list, "emulated") && !on_kvm(mode));
 }
 
 static const char *line_end(const char *line)
@@ -203,7 +213,7 @@ static void print_skips(const struct guest_mode *mode, const char *text)
 static void find_out(struct host *host)
 {
 	struct kvm_probe probe;
-	kvm_probe(&probe);
+	kvm_probe(&probe, KVM_PROBE_MEASURE, NULL);
 	host->slow = probe.state == KVM_PROBE_SLOW;
 	kvm_defects_find(host->defects, sizeof(host->defects));
 }
@@ -232,7 +242,8 @@ int main(int argc, char **argv)
 	for (size_t i = 0; i < sizeof(modes) / sizeof(modes[0]); i++) {
 		const struct guest_mode *mode = &modes[i];
 		struct error why;
-		if (only ? strcmp(only, mode->name) : strcmp(list, "all") && !listed(list, mode->name))
+		bool wanted = strcmp(list, "all") ? listed(list, mode->name) : !mode->irqchip; /* KVM's by name: what it can run depends on the host */
+		if (only ? strcmp(only, mode->name) : !wanted)
 			continue;
 		const struct accel_ops *accel = accel_find(mode->accel);
 		if (!accel || accel->probe(&why)) {

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from conftest import INITRD, boot_args, kernel, run
+from conftest import INITRD, TRAPLINE, boot_args, kernel, run
 
 
 def refused(result, says):
@@ -72,6 +72,20 @@ def test_doctor(any_accel):
     assert "/dev/kvm" in result.out or re.search(r"^  kvm ", result.out, re.M)
     assert "TSC" in result.out
     assert re.search(r"^--accel auto takes \w+: ", result.out, re.M), result
+
+
+def test_auto_says_what_it_takes_and_why(any_accel):
+    hello = os.path.join(os.path.dirname(TRAPLINE), "tests", "guest", "hello.elf")
+    result = run("run", "--kernel", hello, "--serial", "none")
+    said = re.search(r"^trapline: accelerator (\w+): (\S.*)$", result.err, re.M)
+    assert said and said.group(1) == any_accel, result
+    # A KVM that interprets ring 0, or none at all, is not what auto takes.
+    doctor = run("doctor").out
+    if "software one" in doctor or not re.search(r"^  kvm +works here", doctor, re.M):
+        assert said.group(1) != "kvm" and "/dev/kvm" in said.group(2), result
+    # Who asks for one by name is not told.
+    result = run("run", "--kernel", hello, "--serial", "none", "--accel", any_accel)
+    assert "accelerator" not in result.err, result
 
 
 @pytest.mark.parametrize("args, says", [

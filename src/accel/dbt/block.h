@@ -48,6 +48,8 @@ enum insn_class {
 	CLS_RET,
 	CLS_SYSCALL,
 	CLS_SYSRET,
+	CLS_SYSRET32,  /* to compatibility mode */
+	CLS_SYSENTER,
 	CLS_IRET,
 	CLS_WRITE_CR3,
 	CLS_INVLPG,
@@ -78,6 +80,7 @@ struct block_insn {
 	uint16_t live_in; /* status flags that may be read before they are written, from here on */
 	bool grp_busy;	  /* GRP holds a group's addend across this instruction */
 	struct address ea; /* of the explicit memory operand; RIP-relative ones are absolute */
+	int32_t grp_off;   /* of the operand from the lowest address of its group */
 };
 
 /* A check placed before instruction `at`. */
@@ -115,6 +118,17 @@ void dbt_scan(struct block *b);
 /* plan.c: decide where accesses are checked. */
 void dbt_plan(struct block *b);
 
+/* Bytes of a stack slot, an address, a near branch's operand. */
+static inline unsigned mode_word(uint32_t mode)
+{
+	return mode & MODE_COMPAT ? 4 : 8;
+}
+
+static inline unsigned insn_word(const struct block_insn *g)
+{
+	return g->in.mode == X86_MODE_64 ? 8 : 4;
+}
+
 /* Registers that live in memory slots. */
 static inline bool is_slot(int gpr)
 {
@@ -132,7 +146,8 @@ static inline int opcode_gpr(const struct x86_insn *in)
 /* A direct branch's target. */
 static inline uint64_t branch_target(const struct block_insn *g)
 {
-	return g->next + (uint64_t)g->in.imm;
+	uint64_t target = g->next + (uint64_t)g->in.imm;
+	return g->in.mode == X86_MODE_64 ? target : (uint32_t)target;
 }
 
 #endif

@@ -321,7 +321,8 @@ void dbt_cache_flush(struct dbt_vm *vm)
 		memset(v->token, 0, sizeof(v->token));
 		v->token_count = 0;
 		for (unsigned i = 0; i < ICACHE_SIZE; i++)
-			v->icache[0][i] = v->icache[1][i] = vm->stub.miss;
+			v->icache[CLASS_SUPERVISOR][i] = v->icache[CLASS_USER][i] = vm->stub.miss;
+		v->has_compat = false; /* its cache is emptied before it is used again */
 		memset(v->jump_cache, 0, sizeof(v->jump_cache));
 		v->shadow_reset[0] = v->shadow_reset[1] = true;
 		v->tlb_gen++;

@@ -185,8 +185,20 @@ static void get_state(struct accel_vcpu *vcpu, struct x86_state *out)
 static void set_state(struct accel_vcpu *vcpu, const struct x86_state *in)
 {
 	vcpu->v.s = *in;
+	emu_debug_sync(&vcpu->v.emu);
 	if (vcpu->v.has_run)
 		dbt_tlb_reset(&vcpu->v);
+}
+
+static int set_debugger(struct accel_vcpu *vcpu, const struct accel_debugger *debugger)
+{
+	int r = debugger_check(debugger);
+	if (r)
+		return r;
+	debugger_set(&vcpu->v.debugger, debugger);
+	debugger_apply(&vcpu->v.debugger, &vcpu->v.emu);
+	__atomic_store_n(&vcpu->v.exit_req, 1, __ATOMIC_SEQ_CST); /* interrupts may be allowed again */
+	return 0;
 }
 
 static void kick(struct accel_vcpu *vcpu)
@@ -232,6 +244,7 @@ const struct accel_ops accel_dbt = {
 	.vcpu_run = vcpu_run,
 	.vcpu_get_state = get_state,
 	.vcpu_set_state = set_state,
+	.vcpu_set_debugger = set_debugger,
 	.vcpu_kick = kick,
 	.vcpu_nmi = nmi,
 	.vcpu_dump = dump,

@@ -25,6 +25,7 @@
 #include <stdint.h>
 
 #include "accel/accel.h"
+#include "accel/common/debugger.h"
 #include "accel/dbt/asm.h"
 #include "cpu/x86/emu.h"
 #include "cpu/x86/insn.h"
@@ -43,8 +44,22 @@ enum {
 	MODE_TSD = 1 << 2,     /* CR4.TSD and CPL 3: RDTSC faults */
 	MODE_FSGS = 1 << 4,    /* CR4.FSGSBASE */
 	MODE_NOMERGE = 1 << 3, /* every access checked by itself, no stack window: where a merged check failed */
-	MODE_VIEW = MODE_USER | MODE_FPU | MODE_TSD | MODE_FSGS, /* the part that a token stands for */
+	/* With MODE_USER: compatibility mode, 32-bit code with CS, DS, ES and SS from 0 to 4 GiB; FS, GS may be stored to up to 4 GiB. */
+	MODE_COMPAT = 1 << 8,
+	MODE_FS32 = 1 << 9,
+	MODE_GS32 = 1 << 10,
+	MODE_SEGS = MODE_FS32 | MODE_GS32,
+	MODE_VIEW = MODE_USER | MODE_FPU | MODE_TSD | MODE_FSGS | MODE_COMPAT | MODE_SEGS, /* the part that a token stands for */
 };
+
+/* Classes of code: what may jump where it was told without being asked. Tokens of all are valid at the same time, so no class may find
+ * another's blocks. */
+enum dbt_class { CLASS_SUPERVISOR, CLASS_USER, CLASS_COMPAT, CLASSES };
+
+static inline enum dbt_class dbt_class(uint32_t mode)
+{
+	return mode & MODE_COMPAT ? CLASS_COMPAT : mode & MODE_USER ? CLASS_USER : CLASS_SUPERVISOR;
+}
 
 /* --- Soft TLB --- */
 #define TLB_BITS 12
@@ -138,9 +153,7 @@ struct dbt_vcpu {
 
 	struct tlb_entry tlb[2][TLB_SIZE]; /* 0 supervisor, 1 user */
 	uint32_t token[TOKEN_SLOTS];
-	/* Of supervisor (0) and user (1) code: low 16 bits of a target -> RX address that checks it. Tokens of both are valid at the same
-	 * time, so neither may find the other's blocks. */
-	uint32_t icache[2][ICACHE_SIZE];
+	uint32_t icache[CLASSES][ICACHE_SIZE]; /* low 16 bits of a target -> RX address that checks it */
 
 	/* --- not used by generated code --- */
 	uint16_t fill_list[2][TLB_SIZE]; /* entries filled from non-global pages */
@@ -157,12 +170,16 @@ struct dbt_vcpu {
 	bool has_huge;
 	uint64_t tlb_gen; /* counts flushes and revoked write tags: a block is resumed in the middle only if unchanged */
 
+	bool break_data, break_code; /* breakpoints of the guest or a debugger: their pages are the stepper's (emu.debug says where) */
 	bool has_run;  /* its tables are set up */
 	bool fpu_live; /* the guest's FPU state is in the host registers */
 	bool shadow_reset[2]; /* [a] empty the private stack of supervisor (0) / user (1) code before entering */
 	bool super_local; /* supervisor code was run from a page that is not global */
 	uint32_t view_mode; /* MODE_VIEW bits but MODE_USER of the control registers that tokens and private stacks belong to */
-	uint8_t shadow_class; /* whose stack shadow_rsp is */
+	uint32_t seg_mode; /* MODE_SEGS bits that the tokens of compatibility mode belong to */
+	uint8_t shadow_class; /* enum dbt_class: whose stack shadow_rsp is */
+	uint8_t user_class;   /* which kind of user code has the user's stack */
+	bool has_compat;      /* the indirect cache of that class is set up */
 	uint64_t resume_pc, resume_gen; /* after a step: if rip is resume_pc and nothing was flushed, enter at resume_at */
 	uint32_t resume_at;
 	uint64_t found_gen; /* vm->flushes when the block to enter was looked up */
@@ -179,6 +196,7 @@ struct dbt_vcpu {
 	struct dbt_verify *verify; /* ACCEL_DEBUG_VERIFY */
 	struct emu emu;
 	struct accel_vcpu_config config;
+	struct debugger debugger;
 	bool io_stop;	/* a handler asked to stop */
 	uint8_t *shadow_base; /* private stack mapping: guard page, stack, guard page */
 	void *sigstack;
@@ -274,15 +292,15 @@ struct dbt_vm {
 	struct {
 		uint32_t enter;		/* C function: void (void) */
 		uint32_t exit;		/* jump here with exit_reason set */
-		uint32_t lookup[2];	/* jump here with T1 = guest target: through the supervisor's or the user's icache */
+		uint32_t lookup[CLASSES]; /* jump here with T1 = guest target: through the class's icache */
 		uint32_t miss;		/* what empty icache slots hold: exit with DBT_EXIT_TARGET */
-		uint32_t ret_underflow[2]; /* at the bottom of the private stacks */
+		uint32_t ret_underflow[CLASSES]; /* at the bottom of the private stacks */
 		uint32_t link;		/* exits with exit_arg set by the site: DBT_EXIT_LINK */
 		uint32_t step;		/* exits: T1 = guest pc, DBT_EXIT_STEP */
 		uint32_t pc;		/* exits: T1 = guest pc, DBT_EXIT_PC */
 		uint32_t poll, token;	/* exits with exit_arg = block */
 		uint32_t fill_single, fill_group, fill_stack; /* call these; see softmmu.c */
-		uint32_t string, syscall, sysret, iret;
+		uint32_t string, syscall, sysret, sysret32, sysenter, iret;
 		uint32_t popf, write_base[2], cpuid, invlpg, write_cr3, xstate[4];
 	} stub;
 
@@ -322,9 +340,9 @@ static inline unsigned dbt_tlb_index(const struct dbt_vm *vm, uint64_t gva)
 #define OFF_GPR(n) ((uint32_t)(offsetof(struct dbt_vcpu, s.gpr) + 8u * (unsigned)(n)))
 
 /* The entry of a class's icache that register `index` selects. */
-static inline struct mem mem_icache(int index, int user)
+static inline struct mem mem_icache(int index, enum dbt_class class)
 {
-	uint32_t off = OFF(icache) + (user ? ICACHE_SIZE * (uint32_t)sizeof(uint32_t) : 0);
+	uint32_t off = OFF(icache) + (uint32_t)class * ICACHE_SIZE * (uint32_t)sizeof(uint32_t);
 	return (struct mem){ .base = -1, .index = index, .scale = 4, .disp = (int32_t)off, .gs = true };
 }
 
@@ -398,6 +416,8 @@ uint64_t dbt_help_fill_stack(struct dbt_vcpu *v, uint64_t gva, uint64_t what, ui
 uint64_t dbt_help_string(struct dbt_vcpu *v, uint64_t what, uint64_t next, uint64_t ret);
 uint64_t dbt_help_syscall(struct dbt_vcpu *v, uint64_t next, uint64_t unused, uint64_t ret);
 uint64_t dbt_help_sysret(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint64_t ret);
+uint64_t dbt_help_sysret32(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint64_t ret);
+uint64_t dbt_help_sysenter(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint64_t ret);
 uint64_t dbt_help_iret(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint64_t ret);
 uint64_t dbt_help_popf(struct dbt_vcpu *v, uint64_t next, uint64_t pc, uint64_t ret);
 uint64_t dbt_help_write_fs(struct dbt_vcpu *v, uint64_t value, uint64_t pc, uint64_t ret);
@@ -448,10 +468,16 @@ extern const struct emu_ops dbt_emu_ops;
 /* struct mmu_mem's way to page tables. */
 void *dbt_pte_hva(void *opaque, uint64_t gpa, unsigned size);
 
+/* Whether a breakpoint of data (or of code) lies in the page: accesses to it are the stepper's, or code in it. (light) */
+bool dbt_page_watched(const struct dbt_vcpu *v, uint64_t page, bool write);
+bool dbt_page_breaks(const struct dbt_vcpu *v, uint64_t page);
+
 /* --- dispatch.c --- */
 /* accel_ops.vcpu_run: until the exit handler returns non-zero, which is returned. */
 int dbt_run(struct dbt_vcpu *v);
 uint32_t dbt_mode(const struct dbt_vcpu *v);
+/* Not 64-bit code: does it run in compatibility mode with flat segments, at CPL 3? (light) */
+bool dbt_flat_compat(const struct x86_state *s);
 /* Make shadow_rsp the private stack of the current privilege class, and empty those that a flush made stale. (light) */
 void dbt_shadow_select(struct dbt_vcpu *v);
 

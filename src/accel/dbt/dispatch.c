@@ -26,28 +26,60 @@ static uint32_t view_mode(const struct x86_state *s)
 	return mode;
 }
 
+/* Data that can be read and stored to at every offset. */
+static bool is_data_4g(const struct x86_seg *seg)
+{
+	return seg->limit == UINT32_MAX && (seg->attr & (SEG_P | SEG_S | SEG_CODE | SEG_CE | SEG_RW)) == (SEG_P | SEG_S | SEG_RW);
+}
+
+bool dbt_flat_compat(const struct x86_state *s)
+{
+	const struct x86_seg *cs = &s->seg[SREG_CS], *ss = &s->seg[SREG_SS], *ds = &s->seg[SREG_DS], *es = &s->seg[SREG_ES];
+	return x86_long_mode(s) && s->cpl == 3 && (cs->attr & (SEG_L | SEG_DB)) == SEG_DB && cs->limit == UINT32_MAX && ss->attr & SEG_DB &&
+	       (cs->base | ss->base | ds->base | es->base) == 0 && is_data_4g(ss) && is_data_4g(ds) && is_data_4g(es);
+}
+
+static uint32_t compat_mode(const struct x86_state *s)
+{
+	return MODE_COMPAT | (is_data_4g(&s->seg[SREG_FS]) ? MODE_FS32 : 0) | (is_data_4g(&s->seg[SREG_GS]) ? MODE_GS32 : 0);
+}
+
 uint32_t dbt_mode(const struct dbt_vcpu *v)
 {
 	uint32_t mode = view_mode(&v->s);
-	return v->s.cpl == 3 ? mode | MODE_USER : mode & ~(uint32_t)MODE_TSD;
+	if (v->s.cpl != 3)
+		return mode & ~(uint32_t)MODE_TSD;
+	mode |= MODE_USER;
+	return __builtin_expect(x86_code64(&v->s), 1) ? mode : mode | compat_mode(&v->s);
 }
 
 /* The state cannot run translated: the stepper takes it, an instruction at a time. */
 static bool must_step(const struct dbt_vcpu *v)
 {
-	return !x86_code64(&v->s) || v->s.shadow != SHADOW_NONE || dbt_flags_step(&v->s) || !(v->s.cr0 & CR0_PG) ||
-	       (v->s.cpl != 3 && v->s.cpl != 0);
+	if (v->s.shadow != SHADOW_NONE || dbt_flags_step(&v->s) || !(v->s.cr0 & CR0_PG) || v->debugger.want.step || v->emu.debug.held)
+		return true;
+	return x86_code64(&v->s) ? v->s.cpl != 3 && v->s.cpl != 0 : !dbt_flat_compat(&v->s);
 }
 
 void dbt_shadow_select(struct dbt_vcpu *v)
 {
-	uint8_t user = v->s.cpl == 3;
-	if (v->shadow_class != user) {
-		uint64_t t = v->shadow_rsp;
-		v->shadow_rsp = v->shadow_other;
-		v->shadow_other = t;
-		v->shadow_class = user;
+	uint8_t user = v->s.cpl == 3, class = !user ? CLASS_SUPERVISOR : __builtin_expect(x86_code64(&v->s), 1) ? CLASS_USER : CLASS_COMPAT;
+	if (v->shadow_class != class) {
+		if ((v->shadow_class != CLASS_SUPERVISOR) != user) {
+			uint64_t t = v->shadow_rsp;
+			v->shadow_rsp = v->shadow_other;
+			v->shadow_other = t;
+		}
+		v->shadow_class = class;
 		dbt_stack_window_drop(v);
+		if (user && v->user_class != class) {
+			/* 64-bit and 32-bit code share the user's stack: neither may return to the other's landings. */
+			v->user_class = class;
+			v->shadow_reset[1] = true;
+			uint64_t *bottom = (uint64_t *)(uintptr_t)dbt_shadow_top(v, 1);
+			for (int i = 0; i < 8; i++)
+				bottom[i] = v->vm->stub.ret_underflow[class];
+		}
 	}
 	if (v->shadow_reset[user]) {
 		v->shadow_reset[user] = false;
@@ -66,18 +98,53 @@ static int fail(struct dbt_vcpu *v, enum emu_result r)
 	return k ? k : 1;
 }
 
+/* A debugger before or after a step. 0 or what vcpu_run returns. */
+static int debug_leave(struct dbt_vcpu *v, struct accel_exit *x)
+{
+	int k = dbt_exit_call(v, x);
+	v->io_stop = false;
+	return k;
+}
+
+static int debug_before(struct dbt_vcpu *v)
+{
+	struct accel_exit x;
+	return debugger_before(&v->debugger, &v->emu, &x) ? debug_leave(v, &x) : 0;
+}
+
+static int debug_after(struct dbt_vcpu *v, enum emu_result r)
+{
+	struct accel_exit x;
+	if (!debugger_after(&v->debugger, &v->emu, r, &x))
+		return 0;
+	int k = debug_leave(v, &x);
+	if (k || r != EMU_INT3)
+		return k;
+	r = debugger_pass_int3(&v->emu);
+	return r == EMU_SHUTDOWN || r == EMU_FAILED ? fail(v, r) : 0;
+}
+
 /* One instruction by the emulator. 0 or what vcpu_run returns. */
 static int step(struct dbt_vcpu *v)
 {
 	dbt_heavy_begin(v);
+	bool debugged = __builtin_expect(v->debugger.armed, 0);
+	int k = debugged ? debug_before(v) : 0;
+	if (k) {
+		dbt_heavy_end(v);
+		return k;
+	}
 	v->stats.insns_stepped++;
 	enum emu_result r = emu_step(&v->emu);
-	int k = 0;
 	if (r == EMU_SHUTDOWN || r == EMU_FAILED)
 		k = fail(v, r);
 	else if (v->io_stop)
 		k = 1;
 	v->io_stop = false;
+	if (debugged && r != EMU_SHUTDOWN && r != EMU_FAILED) {
+		int d = debug_after(v, r);
+		k = k ? k : d;
+	}
 	dbt_heavy_end(v);
 	/* IRET or the end of a shadow: an NMI that had to wait need not any more. */
 	if (atomic_load_explicit(&v->nmi, memory_order_relaxed) && !v->s.nmi_masked)
@@ -90,8 +157,11 @@ static int interrupt(struct dbt_vcpu *v, uint8_t vector)
 	v->stats.interrupts++;
 	dbt_heavy_begin(v);
 	int k = 0;
+	struct accel_exit x;
 	if (emu_interrupt(&v->emu, vector) == EMU_SHUTDOWN)
 		k = fail(v, EMU_SHUTDOWN);
+	else if (__builtin_expect(v->debugger.armed, 0) && debugger_delivered(&v->debugger, &v->emu, &x))
+		k = debug_leave(v, &x);
 	dbt_heavy_end(v);
 	return k;
 }
@@ -110,7 +180,7 @@ static int events(struct dbt_vcpu *v)
 			if (k)
 				return k;
 		}
-		bool shadow = v->s.shadow != SHADOW_NONE;
+		bool shadow = v->s.shadow != SHADOW_NONE || v->debugger.want.no_irq;
 		if (atomic_load_explicit(&v->nmi, memory_order_relaxed) && !v->s.nmi_masked && !shadow) {
 			atomic_store(&v->nmi, 0);
 			int k = interrupt(v, VEC_NMI);
@@ -141,6 +211,8 @@ static int events(struct dbt_vcpu *v)
 		if (!v->s.halted)
 			return 0;
 		struct accel_exit x = { .kind = ACCEL_EXIT_HLT };
+		if (v->debugger.want.step && v->debugger.want.no_irq) /* nothing can be stepped */
+			x = (struct accel_exit){ .kind = ACCEL_EXIT_DEBUG, .debug.why = ACCEL_STOP_STEP };
 		dbt_heavy_begin(v);
 		int k = dbt_exit_call(v, &x);
 		dbt_heavy_end(v);
@@ -148,6 +220,18 @@ static int events(struct dbt_vcpu *v)
 		if (k)
 			return k;
 	}
+}
+
+/* Code of compatibility mode is about to be looked up. False where EIP may wrap: that is the stepper's. */
+static bool compat_begin(struct dbt_vcpu *v, uint32_t mode)
+{
+	if (v->s.rip >= UINT32_MAX - (PAGE_SIZE - 1))
+		return false;
+	if ((mode & MODE_SEGS) != v->seg_mode) {
+		v->seg_mode = mode & MODE_SEGS;
+		dbt_tokens_drop(v);
+	}
+	return true;
 }
 
 /* The block at rip, translated if need be, its page token set. 0 if the stepper must take the instruction; -1 after a fault was
@@ -164,7 +248,9 @@ static int64_t find_block(struct dbt_vcpu *v, uint32_t mode, int *stop)
 		v->view_mode = view;
 		dbt_tokens_drop(v);
 	}
-	if (!x86_canonical(pc))
+	if (!x86_canonical(pc) || (v->break_code && dbt_page_breaks(v, pc & PAGE_MASK)))
+		return 0;
+	if (__builtin_expect(mode & MODE_COMPAT, 0) && !compat_begin(v, mode))
 		return 0;
 	if (dbt_itlb(v, pc, &phys, &global, &error) < 0) {
 		dbt_heavy_begin(v);
@@ -181,6 +267,8 @@ static int64_t find_block(struct dbt_vcpu *v, uint32_t mode, int *stop)
 	uint64_t phys2 = DBT_ANY;
 	bool global2 = false;
 	if (tb && vm->tb[tb].cross) {
+		if (v->break_code && dbt_page_breaks(v, (pc & PAGE_MASK) + PAGE_SIZE))
+			return 0; /* its token is not to be set */
 		if (dbt_itlb(v, (pc & PAGE_MASK) + PAGE_SIZE, &phys2, &global2, &error) < 0)
 			return 0; /* the stepper raises it, if the instruction still reaches there */
 		if (vm->tb[tb].phys2 != phys2)
@@ -212,7 +300,8 @@ static int64_t find_block(struct dbt_vcpu *v, uint32_t mode, int *stop)
 	struct view w = vm->view[vm->tb[tb].view], w2 = vm->view[vm->tb[tb].view2];
 	if (atomic_load(&vm->flushes) != v->found_gen)
 		return -1;
-	if (cross && dbt_itlb(v, (pc & PAGE_MASK) + PAGE_SIZE, &phys2, &global2, &error) < 0)
+	if (cross && ((v->break_code && dbt_page_breaks(v, (pc & PAGE_MASK) + PAGE_SIZE)) ||
+		      dbt_itlb(v, (pc & PAGE_MASK) + PAGE_SIZE, &phys2, &global2, &error) < 0))
 		return 0;
 	dbt_token_set(v, &w, global);
 	if (cross)
@@ -258,8 +347,13 @@ static void resolve_exit(struct dbt_vcpu *v)
  * here of the tables must not outlive a flush, which also empties these caches. */
 static void remember(struct dbt_vcpu *v, const struct tb *t, bool indirect)
 {
+	if (__builtin_expect(t->mode & MODE_COMPAT, 0) && !v->has_compat) {
+		for (unsigned i = 0; i < ICACHE_SIZE; i++)
+			v->icache[CLASS_COMPAT][i] = v->vm->stub.miss;
+		v->has_compat = true;
+	}
 	if (indirect && t->ind && !(v->vm->debug & ACCEL_DEBUG_NO_CHAIN))
-		v->icache[t->mode & MODE_USER][t->pc & 0xffff] = t->ind;
+		v->icache[dbt_class(t->mode)][t->pc & 0xffff] = t->ind;
 	v->jump_cache[JUMP_HASH(t->pc)] = (struct jump_cache){ t->pc, t->mode, t->checked };
 }
 
@@ -270,6 +364,7 @@ static bool enter(struct dbt_vcpu *v, uint32_t at, const struct tb *t, bool indi
 	struct dbt_vm *vm = v->vm;
 	dbt_shadow_select(v);
 	dbt_fpu_load(v);
+	v->s.rflags &= ~(uint64_t)FL_RF; /* was for one instruction, which has no breakpoint */
 	v->enter_at = at;
 	for (;;) {
 		atomic_store(&v->inside, 1);
@@ -324,7 +419,7 @@ static bool verify_end(struct dbt_vcpu *v)
 static void first_run(struct dbt_vcpu *v)
 {
 	for (unsigned i = 0; i < ICACHE_SIZE; i++)
-		v->icache[0][i] = v->icache[1][i] = v->vm->stub.miss;
+		v->icache[CLASS_SUPERVISOR][i] = v->icache[CLASS_USER][i] = v->vm->stub.miss;
 	dbt_tlb_reset(v);
 	v->pauses_left = PAUSES_BEFORE_YIELD;
 	v->has_run = true;

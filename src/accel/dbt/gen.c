@@ -208,6 +208,12 @@ static void gen_insn(struct gen *g, unsigned i)
 	case CLS_SYSRET:
 		gen_transfer(g, g->vm->stub.sysret, bi->pc);
 		break;
+	case CLS_SYSRET32:
+		gen_transfer(g, g->vm->stub.sysret32, bi->pc);
+		break;
+	case CLS_SYSENTER:
+		gen_transfer(g, g->vm->stub.sysenter, bi->pc);
+		break;
 	case CLS_IRET:
 		gen_transfer(g, g->vm->stub.iret, bi->pc);
 		break;
@@ -374,6 +380,8 @@ int dbt_generate(struct block *b, uint32_t tb)
 	t->link0 = vm->nlink;
 	g->tlb_off = (uint32_t)(OFF(tlb) + (b->mode & MODE_USER ? sizeof(struct tlb_entry) * TLB_SIZE : 0));
 	g->tlb_mask = dbt_tlb_index(vm, UINT64_MAX) << 5;
+	g->word = mode_word(b->mode);
+	g->w = g->word == 8;
 	g->ncold = 1; /* 0 is the entry's */
 	g->ended = false;
 	struct code *c = &g->c;

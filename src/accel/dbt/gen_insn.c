@@ -137,7 +137,7 @@ void gen_lea(struct gen *g, unsigned i)
 	e_address(g, direct ? dst : T1, &a);
 	if (!direct && dst != T1)
 		e_mov_rr(c, dst, T1);
-	if (bi->in.opsize == 4)
+	if (bi->in.opsize == 4 && g->w)
 		e_op_reg(c, 0, 0x8b, dst, dst);
 	if (dst == T1)
 		e_store(c, mem_gs(OFF_GPR(bi->in.reg)), T1);
@@ -160,7 +160,7 @@ void gen_bitstring(struct gen *g, unsigned i)
 	}
 	e_mov_imm(c, GRP, q ? 6 : 5);
 	e_sarx(c, GRP, bit, GRP);
-	e_lea(c, T1, mem_bi(T1, GRP, q ? 8 : 4, 0));
+	e_op_mem(c, g->w, 0x8d, T1, mem_bi(T1, GRP, q ? 8 : 4, 0));
 	e_mov_rr(c, GRP, T1); /* for the cold path */
 	bool live = bi->live_in != 0;
 	if (live)

@@ -30,6 +30,7 @@ struct gen {
 	struct code c;
 	uint32_t tb;
 	uint32_t tlb_off, tlb_mask;
+	unsigned word, w; /* bytes of a stack slot and an address: 8 or 4; whether 8: REX.W */
 	unsigned ncold;
 	struct cold cold[4 * BLOCK_MAX];
 	bool ended;

@@ -31,7 +31,7 @@ void e_restore_flags(struct gen *g, bool grp)
 
 /* --- Addresses and checks --- */
 
-/* dst = linear address; uses T2. dst is T1 or an identity register that the address does not use. */
+/* dst = linear address, which wraps at 4 GiB in compatibility mode; uses T2. dst is T1 or an identity register that the address does not use. */
 void e_address(struct gen *g, int dst, const struct address *a)
 {
 	struct code *c = &g->c;
@@ -51,12 +51,12 @@ void e_address(struct gen *g, int dst, const struct address *a)
 			e_load(c, T2, mem_gs(OFF_GPR(index)));
 			index = T2;
 		}
-		e_lea(c, dst, mem_bi(base, index, a->scale, (int32_t)a->disp)); /* MOFFS has neither base nor index */
+		e_op_mem(c, g->w, 0x8d, dst, mem_bi(base, index, a->scale, (int32_t)a->disp)); /* MOFFS has neither base nor index */
 	}
 	if (seg == SREG_FS || seg == SREG_GS) {
 		e_load(c, T2, mem_gs((uint32_t)(OFF(s.seg) + (unsigned)seg * sizeof(struct x86_seg) +
 						offsetof(struct x86_seg, base))));
-		e_lea(c, dst, mem_bi(dst, T2, 1, 0));
+		e_op_mem(c, g->w, 0x8d, dst, mem_bi(dst, T2, 1, 0));
 	}
 }
 
@@ -206,7 +206,12 @@ void gen_check(struct gen *g, unsigned k)
 		from = e_tlb_check(g, ch->write, ch->len, forced);
 		if (ch->save_flags)
 			e_restore_flags(g, grp);
-		e_load(c, GRP, mem_gsr(T2, g->tlb_off + (uint32_t)offsetof(struct tlb_entry, addend)));
+		if (g->w) {
+			e_load(c, GRP, mem_gsr(T2, g->tlb_off + (uint32_t)offsetof(struct tlb_entry, addend)));
+		} else { /* the host address itself: sums with an addend would not wrap at 4 GiB */
+			e_load(c, T2, mem_gsr(T2, g->tlb_off + (uint32_t)offsetof(struct tlb_entry, hpage)));
+			e_lea(c, GRP, mem_bi(T1, T2, 1, 0));
+		}
 	}
 	struct cold *d = cold_new(g, ch->stack ? COLD_STACK : COLD_GROUP, ch->at);
 	d->from[0] = from;
@@ -225,6 +230,8 @@ struct mem group_operand(struct gen *g, const struct block_insn *bi, bool no_ide
 	struct code *c = &g->c;
 	if (is_constant(bi->ea.base, bi->ea.index, bi->ea.seg))
 		return mem_b(GRP, (int32_t)((uint64_t)bi->ea.disp & (PAGE_SIZE - 1)));
+	if (!g->w)
+		return mem_b(GRP, bi->grp_off);
 	if (bi->ea.base >= 0 && bi->ea.index < 0 && bi->ea.seg == SREG_DS && !no_identity) {
 		int base = host_reg(bi->ea.base);
 		if (is_slot(bi->ea.base)) {

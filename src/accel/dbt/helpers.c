@@ -76,25 +76,28 @@ uint64_t dbt_help_string(struct dbt_vcpu *v, uint64_t what, uint64_t pc, uint64_
 	uint8_t op = (uint8_t)what & 0xfe;
 	bool rep = what & 0xff00, user = v->s.cpl == 3;
 	unsigned size = (unsigned)(what >> 16);
-	uint64_t n = rep ? v->s.gpr[RCX] : 1;
+	/* In compatibility mode registers have 32 bits; a run ends with its page, so none wraps in the middle. */
+	uint64_t mask = __builtin_expect(x86_code64(&v->s), 1) ? UINT64_MAX : UINT32_MAX;
+	uint64_t n = rep ? v->s.gpr[RCX] & mask : 1;
 	if (v->s.rflags & FL_DF)
 		return leave_step(v, pc);
 	while (n) {
 		uint64_t run = n, len;
 		uint8_t *src = NULL, *dst = NULL;
+		uint64_t rsi = v->s.gpr[RSI] & mask, rdi = v->s.gpr[RDI] & mask;
 		if (op != 0xaa) { /* MOVS, LODS */
-			len = run_length(v->s.gpr[RSI], size);
+			len = run_length(rsi, size);
 			run = len < run ? len : run;
 		}
 		if (op != 0xac) { /* MOVS, STOS */
-			len = run_length(v->s.gpr[RDI], size);
+			len = run_length(rdi, size);
 			run = len < run ? len : run;
 		}
 		if (!run)
 			return leave_step(v, pc);
-		if (op != 0xaa && !(src = access_page(v, v->s.gpr[RSI], false, user)))
+		if (op != 0xaa && !(src = access_page(v, rsi, false, user)))
 			return leave_step(v, pc);
-		if (op != 0xac && !(dst = access_page(v, v->s.gpr[RDI], true, user)))
+		if (op != 0xac && !(dst = access_page(v, rdi, true, user)))
 			return leave_step(v, pc);
 		/* The second fill may have evicted the first entry, not its page. */
 		uint64_t bytes = run * size;
@@ -121,9 +124,9 @@ uint64_t dbt_help_string(struct dbt_vcpu *v, uint64_t what, uint64_t pc, uint64_
 			}
 		}
 		if (op != 0xaa)
-			v->s.gpr[RSI] += bytes;
+			v->s.gpr[RSI] = (rsi + bytes) & mask;
 		if (op != 0xac)
-			v->s.gpr[RDI] += bytes;
+			v->s.gpr[RDI] = (rdi + bytes) & mask;
 		n -= run;
 		if (!rep)
 			break;
@@ -139,6 +142,12 @@ uint64_t dbt_help_string(struct dbt_vcpu *v, uint64_t what, uint64_t pc, uint64_
 
 /* --- Privilege transfers --- */
 
+/* May code of compatibility mode be reached without the dispatcher? */
+static bool compat_ready(const struct dbt_vcpu *v, uint32_t mode)
+{
+	return dbt_flat_compat(&v->s) && (mode & MODE_SEGS) == v->seg_mode;
+}
+
 /* Go on at guest `pc` in the state just set up: straight to its block if that is known, else through the dispatcher. */
 static uint64_t transfer(struct dbt_vcpu *v, uint64_t pc)
 {
@@ -148,7 +157,7 @@ static uint64_t transfer(struct dbt_vcpu *v, uint64_t pc)
 	v->shadow_rsp -= 8;
 	const struct jump_cache *j = &v->jump_cache[JUMP_HASH(pc)];
 	if (!(v->vm->debug & ACCEL_DEBUG_NO_CHAIN) && j->pc == pc && j->mode == dbt_mode(v) && !dbt_flags_step(&v->s) &&
-	    !(v->iflag && v->irq_waiting))
+	    !(v->iflag && v->irq_waiting) && (__builtin_expect(!(j->mode & MODE_COMPAT), 1) || compat_ready(v, j->mode)))
 		return j->at;
 	v->exit_pc = pc;
 	v->exit_reason = DBT_EXIT_PC;
@@ -167,12 +176,12 @@ static void set_flags(struct dbt_vcpu *v, uint64_t flags)
 	v->s.rflags = (flags & ~(uint64_t)(FL_STATUS | FL_IF | FL_RF)) | FL_FIXED;
 }
 
-/* The fixed descriptors of SYSCALL and SYSRET (SDM 2B SYSCALL): flat code64 and data of this privilege level. */
-static void flat_cs_ss(struct dbt_vcpu *v, uint16_t cs, uint16_t ss, unsigned dpl)
+/* The fixed descriptors of SYSCALL and SYSRET (SDM 2B SYSCALL): flat code and data of this privilege level. */
+static void flat_cs_ss(struct dbt_vcpu *v, uint16_t cs, uint16_t ss, unsigned dpl, bool code64)
 {
 	uint16_t d = (uint16_t)(dpl << SEG_DPL_SHIFT);
 	v->s.seg[SREG_CS] = (struct x86_seg){ .base = 0, .limit = UINT32_MAX, .sel = cs,
-					      .attr = (uint16_t)(SEG_CODE | SEG_RW | SEG_A | SEG_S | SEG_P | SEG_L | SEG_G | d) };
+					      .attr = (uint16_t)(SEG_CODE | SEG_RW | SEG_A | SEG_S | SEG_P | (code64 ? SEG_L : SEG_DB) | SEG_G | d) };
 	v->s.seg[SREG_SS] = (struct x86_seg){ .base = 0, .limit = UINT32_MAX, .sel = ss,
 					      .attr = (uint16_t)(SEG_RW | SEG_A | SEG_S | SEG_P | SEG_DB | SEG_G | d) };
 	v->s.cpl = (uint8_t)dpl;
@@ -189,7 +198,7 @@ uint64_t dbt_help_syscall(struct dbt_vcpu *v, uint64_t next, uint64_t unused, ui
 	v->s.gpr[R11] = flags;
 	set_flags(v, flags & ~v->s.sfmask);
 	uint16_t cs = (uint16_t)(v->s.star >> 32) & 0xfffc;
-	flat_cs_ss(v, cs, (uint16_t)(cs + 8), 0);
+	flat_cs_ss(v, cs, (uint16_t)(cs + 8), 0, true);
 	return transfer(v, v->s.lstar);
 }
 
@@ -202,11 +211,39 @@ uint64_t dbt_help_sysret(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint6
 		return leave_step(v, pc);
 	set_flags(v, v->s.gpr[R11] & 0x3c7fd7);
 	uint16_t base = (uint16_t)(v->s.star >> 48);
-	flat_cs_ss(v, (uint16_t)(base + 16) | 3, (uint16_t)(base + 8) | 3, 3);
+	flat_cs_ss(v, (uint16_t)(base + 16) | 3, (uint16_t)(base + 8) | 3, 3, true);
 	return transfer(v, target);
 }
 
-/* A plain descriptor from the GDT for IRET: present, accessed, of this privilege, code64 or writable data. Anything else: false,
+uint64_t dbt_help_sysret32(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint64_t ret)
+{
+	(void)unused;
+	(void)ret;
+	if (!(v->s.efer & EFER_SCE))
+		return leave_step(v, pc);
+	set_flags(v, v->s.gpr[R11] & 0x3c7fd7);
+	uint32_t target = (uint32_t)v->s.gpr[RCX];
+	uint16_t base = (uint16_t)(v->s.star >> 48);
+	flat_cs_ss(v, base | 3, (uint16_t)(base + 8) | 3, 3, false);
+	return transfer(v, target);
+}
+
+/* From compatibility mode into the 64-bit kernel (SDM 2B SYSENTER). */
+uint64_t dbt_help_sysenter(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint64_t ret)
+{
+	(void)unused;
+	(void)ret;
+	uint16_t cs = (uint16_t)v->s.sysenter_cs & 0xfffc;
+	if (!cs)
+		return leave_step(v, pc);
+	v->iflag = 0;
+	v->s.rflags &= ~(uint64_t)FL_VM;
+	v->s.gpr[RSP] = v->s.sysenter_esp;
+	flat_cs_ss(v, cs, (uint16_t)(cs + 8), 0, true);
+	return transfer(v, v->s.sysenter_eip);
+}
+
+/* A plain descriptor from the GDT for IRET: present, accessed, of this privilege, 64-bit or (at CPL 3) 32-bit code, or writable data. Anything else: false,
  * and the stepper sorts it out. */
 static bool load_plain(struct dbt_vcpu *v, uint16_t sel, bool code, unsigned cpl, struct x86_seg *out)
 {
@@ -218,9 +255,10 @@ static bool load_plain(struct dbt_vcpu *v, uint16_t sel, bool code, unsigned cpl
 		return false;
 	uint64_t d = unaligned_load64(p);
 	uint16_t attr = (uint16_t)(d >> 40) & 0xf0ff;
-	uint16_t want = (uint16_t)(SEG_S | SEG_P | SEG_A | SEG_RW | cpl << SEG_DPL_SHIFT | (code ? SEG_CODE | SEG_L : 0));
-	uint16_t mask = (uint16_t)(SEG_S | SEG_P | SEG_A | SEG_RW | 3 << SEG_DPL_SHIFT | SEG_CODE | SEG_CE | (code ? SEG_L | SEG_DB : 0));
-	if ((attr & mask) != want)
+	uint16_t want = (uint16_t)(SEG_S | SEG_P | SEG_A | SEG_RW | cpl << SEG_DPL_SHIFT | (code ? SEG_CODE : 0));
+	uint16_t mask = (uint16_t)(SEG_S | SEG_P | SEG_A | SEG_RW | 3 << SEG_DPL_SHIFT | SEG_CODE | SEG_CE);
+	uint16_t size = attr & (SEG_L | SEG_DB);
+	if ((attr & mask) != want || (code && size != SEG_L && !(size == SEG_DB && cpl == 3)))
 		return false;
 	uint32_t limit = (uint32_t)(d & 0xffff) | ((uint32_t)(d >> 32) & 0xf0000);
 	if (attr & SEG_G)
@@ -229,13 +267,13 @@ static bool load_plain(struct dbt_vcpu *v, uint16_t sel, bool code, unsigned cpl
 	return true;
 }
 
-/* 64-bit IRETQ at CPL 0, to 64-bit code of the same or of the user's privilege (SDM 2A IRET). */
+/* 64-bit IRETQ at CPL 0, to 64-bit code of the same or to code of the user's privilege (SDM 2A IRET). */
 uint64_t dbt_help_iret(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint64_t ret)
 {
 	(void)unused;
 	(void)ret;
 	uint64_t rsp = v->s.gpr[RSP];
-	if ((rsp & (PAGE_SIZE - 1)) > PAGE_SIZE - 40 || !x86_canonical(rsp) || v->s.nmi_masked || v->s.rflags & FL_NT)
+	if ((rsp & (PAGE_SIZE - 1)) > PAGE_SIZE - 40 || !x86_canonical(rsp) || v->s.nmi_masked || v->s.rflags & FL_NT || v->break_code) /* RF counts */
 		return leave_step(v, pc);
 	const uint8_t *f = access_page(v, rsp, false, false);
 	if (!f)
@@ -259,10 +297,13 @@ uint64_t dbt_help_iret(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint64_
 				return leave_step(v, pc);
 		}
 	}
+	bool compat = new_cs.attr & SEG_DB;
+	if (compat && (rip > new_cs.limit || !(new_ss.attr & SEG_DB)))
+		return leave_step(v, pc);
 	v->s.seg[SREG_CS] = new_cs;
 	v->s.seg[SREG_SS] = new_ss;
 	v->s.cpl = (uint8_t)cpl;
-	v->s.gpr[RSP] = new_rsp;
+	v->s.gpr[RSP] = __builtin_expect(compat, 0) ? (uint32_t)new_rsp : new_rsp;
 	set_flags(v, flags & 0x3f7fd7);
 	return transfer(v, rip);
 }
@@ -273,7 +314,11 @@ uint64_t dbt_help_popf(struct dbt_vcpu *v, uint64_t next, uint64_t pc, uint64_t 
 {
 	(void)ret;
 	uint64_t rsp = v->s.gpr[RSP];
-	if ((rsp & (PAGE_SIZE - 1)) > PAGE_SIZE - 8)
+	bool code64 = __builtin_expect(x86_code64(&v->s), 1);
+	unsigned size = code64 ? 8 : 4;
+	if (!code64)
+		rsp = (uint32_t)rsp;
+	if ((rsp & (PAGE_SIZE - 1)) > PAGE_SIZE - size)
 		return leave_step(v, pc);
 	const uint8_t *p = access_page(v, rsp, false, v->s.cpl == 3);
 	if (!p)
@@ -284,8 +329,8 @@ uint64_t dbt_help_popf(struct dbt_vcpu *v, uint64_t next, uint64_t pc, uint64_t 
 		mask |= FL_IF | FL_IOPL;
 	else if ((v->s.rflags & FL_IOPL) == FL_IOPL)
 		return leave_step(v, pc);
-	uint64_t flags = (whole_flags(v) & ~mask) | (unaligned_load64(p) & mask);
-	v->s.gpr[RSP] = rsp + 8;
+	uint64_t flags = (whole_flags(v) & ~mask) | ((code64 ? unaligned_load64(p) : unaligned_load32(p)) & mask);
+	v->s.gpr[RSP] = code64 ? rsp + 8 : (uint32_t)(rsp + 4);
 	set_flags(v, flags);
 	if (!dbt_flags_step(&v->s) && !(v->iflag && v->irq_waiting))
 		return 0;

@@ -41,7 +41,7 @@ void dbt_flags_split(struct dbt_vcpu *v)
 {
 	v->hflags = v->s.rflags & FL_STATUS;
 	v->iflag = (v->s.rflags & FL_IF) != 0;
-	v->s.rflags &= ~(uint64_t)(FL_STATUS | FL_IF | FL_RF); /* RF: for the stepper's next instruction; nothing here looks at breakpoints */
+	v->s.rflags &= ~(uint64_t)(FL_STATUS | FL_IF);
 }
 
 /* Around everything that uses the emulator or device code. */
@@ -134,6 +134,37 @@ int dbt_exit_failed(struct dbt_vcpu *v)
 	return accel_leave_failed(leave, v, &v->emu);
 }
 
+/* --- Breakpoints --- */
+
+static bool points_in(const struct dbt_vcpu *v, uint64_t page, unsigned mask, unsigned kind)
+{
+	for (unsigned i = 0; i < EMU_POINTS; i++)
+		if (mask >> i & 1 && v->emu.debug.point[i].kind & kind && (v->emu.debug.point[i].gva & PAGE_MASK) == page)
+			return true;
+	return false;
+}
+
+bool dbt_page_watched(const struct dbt_vcpu *v, uint64_t page, bool write)
+{
+	return points_in(v, page, v->emu.debug.data, write ? EMU_POINT_WRITE | EMU_POINT_READ : EMU_POINT_READ);
+}
+
+bool dbt_page_breaks(const struct dbt_vcpu *v, uint64_t page)
+{
+	return points_in(v, page, v->emu.debug.exec, EMU_POINT_EXEC);
+}
+
+/* Nothing that was filled or checked without these breakpoints is to be used again. */
+static void op_debug_changed(void *opaque)
+{
+	struct dbt_vcpu *v = opaque;
+	bool had = v->break_data || v->break_code;
+	v->break_data = v->emu.debug.data != 0;
+	v->break_code = v->emu.debug.exec != 0;
+	if (v->has_run && (had || v->break_data || v->break_code))
+		dbt_tlb_reset(v);
+}
+
 const struct emu_ops dbt_emu_ops = {
 	.translate = dbt_emu_translate,
 	.ram_written = op_ram_written,
@@ -146,6 +177,7 @@ const struct emu_ops dbt_emu_ops = {
 	.flush = op_flush,
 	.tsc = op_tsc,
 	.hypercall = op_hypercall,
+	.debug_changed = op_debug_changed,
 };
 
 void *dbt_pte_hva(void *opaque, uint64_t gpa, unsigned size)

@@ -16,16 +16,17 @@
 static bool rsp_change(const struct block_insn *g, int64_t *delta)
 {
 	const struct x86_insn *in = &g->in;
+	unsigned word = insn_word(g);
 	*delta = 0;
 	switch (g->cls) {
 	case CLS_PUSH:
 	case CLS_PUSH_MEM:
 	case CLS_PUSHF:
-		*delta = -8;
+		*delta = -(int64_t)word;
 		return true;
 	case CLS_POP:
 	case CLS_POPF:
-		*delta = 8;
+		*delta = word;
 		return opcode_gpr(&g->in) != RSP || g->cls == CLS_POPF;
 	case CLS_LEAVE:
 		return false;
@@ -35,11 +36,11 @@ static bool rsp_change(const struct block_insn *g, int64_t *delta)
 	if (!(in->gpr_written & 1u << RSP))
 		return true;
 	if (g->cls == CLS_PLAIN && in->map == MAP_1BYTE && (in->opcode == 0x81 || in->opcode == 0x83) && in->mod == 3 &&
-	    in->rm == RSP && in->opsize == 8 && ((in->reg & 7) == 0 || (in->reg & 7) == 5)) {
+	    in->rm == RSP && in->opsize == word && ((in->reg & 7) == 0 || (in->reg & 7) == 5)) {
 		*delta = (in->reg & 7) == 0 ? in->imm : -in->imm;
 		return true;
 	}
-	if (g->cls == CLS_LEA && in->opsize == 8 && in->reg == RSP && g->ea.base == RSP && g->ea.index < 0) {
+	if (g->cls == CLS_LEA && in->opsize == word && in->reg == RSP && g->ea.base == RSP && g->ea.index < 0) {
 		*delta = g->ea.disp;
 		return true;
 	}
@@ -49,7 +50,7 @@ static bool rsp_change(const struct block_insn *g, int64_t *delta)
 /* The access off RSP that goes through the stack window. */
 static bool stack_access(const struct block_insn *g, int64_t *off, unsigned *len, bool *write)
 {
-	*len = 8;
+	*len = insn_word(g);
 	*write = true;
 	switch (g->cls) {
 	case CLS_PUSH:
@@ -57,7 +58,7 @@ static bool stack_access(const struct block_insn *g, int64_t *off, unsigned *len
 	case CLS_PUSHF:
 	case CLS_CALL:
 	case CLS_CALL_IND:
-		*off = -8;
+		*off = -(int64_t)*len;
 		return true;
 	case CLS_POP:
 	case CLS_RET:
@@ -112,7 +113,7 @@ static void plan_epoch(struct block *b, unsigned first, unsigned end, bool from_
 	for (unsigned i = first; i < end; i++) {
 		int64_t d;
 		if (i == first && from_leave)
-			d = 8; /* origin is RBP: RSP becomes RBP + 8 */
+			d = insn_word(&b->insn[i]); /* origin is RBP: RSP becomes that plus a word */
 		else
 			rsp_change(&b->insn[i], &d);
 		delta[i + 1] = delta[i] + d;
@@ -125,7 +126,7 @@ static void plan_epoch(struct block *b, unsigned first, unsigned end, bool from_
 		bool write, writes;
 		if (i == first && from_leave) {
 			off = 0;
-			len = 8;
+			len = insn_word(g);
 			writes = false;
 		} else if (!stack_access(g, &off, &len, &writes)) {
 			i++;
@@ -242,8 +243,10 @@ static void plan_groups(struct block *b)
 					     .seg = g->ea.seg, .rip = g->ea.rip, .lo = lo, .len = (unsigned)(hi - lo) });
 		for (unsigned k = (unsigned)at; k <= last; k++) {
 			b->insn[k].grp_busy = true;
-			if (member_mask >> k & 1)
+			if (member_mask >> k & 1) {
 				b->insn[k].acc = ACC_GROUP;
+				b->insn[k].grp_off = (int32_t)(b->insn[k].ea.disp - lo);
+			}
 		}
 	}
 }

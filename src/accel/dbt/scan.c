@@ -21,13 +21,18 @@ static void note_bytes(struct block *b, uint64_t pc, unsigned len)
 }
 
 /* Decode at offset `off` of a code page. The guest may store there at any time: only a copy stays one instruction. */
-static int decode_at(const uint8_t *page, unsigned off, struct x86_insn *in)
+static int decode_at(const uint8_t *page, unsigned off, enum x86_mode mode, struct x86_insn *in)
 {
 	uint8_t bytes[15];
 	unsigned n = (unsigned)PAGE_SIZE - off < sizeof(bytes) ? (unsigned)PAGE_SIZE - off : (unsigned)sizeof(bytes);
 	for (unsigned i = 0; i < n; i++)
 		bytes[i] = ((const volatile uint8_t *)page)[off + i];
-	return x86_decode(bytes, n, X86_MODE_64, in);
+	return x86_decode(bytes, n, mode, in);
+}
+
+static enum x86_mode decode_mode(const struct block *b)
+{
+	return b->mode & MODE_COMPAT ? X86_MODE_32 : X86_MODE_64;
 }
 
 /* One-byte opcodes that are copied. */
@@ -36,10 +41,13 @@ static bool plain_1byte(const struct x86_insn *in)
 	uint8_t op = in->opcode;
 	if (op < 0x40)
 		return (op & 7) < 6;
+	if (in->mode != X86_MODE_64 && ((op & 0xf0) == 0x40 || (op & 0xfc) == 0xa0)) /* INC, DEC; MOV with a direct address */
+		return true;
 	if ((op >= 0x80 && op <= 0x8b) || (op >= 0xb0 && op <= 0xbf) || (op >= 0x91 && op <= 0x99 && op < 0x9a))
 		return true;
 	switch (op) {
-	case 0x63:
+	case 0x63: /* in 32-bit code it is ARPL */
+		return in->mode == X86_MODE_64;
 	case 0x69:
 	case 0x6b:
 	case 0x90:
@@ -138,7 +146,7 @@ static bool plain_0f38(const struct x86_insn *in)
 
 static bool is_plain(const struct x86_insn *in)
 {
-	if (in->has_mem && (in->mem_size == 0 || (!in->has_modrm)))
+	if (in->has_mem && (in->mem_size == 0 || (!in->has_modrm && in->mode == X86_MODE_64)))
 		return false;
 	switch (in->map) {
 	case MAP_1BYTE:
@@ -153,17 +161,17 @@ static bool is_plain(const struct x86_insn *in)
 	}
 }
 
-static bool is_string(const struct x86_insn *in)
+static bool is_string(const struct x86_insn *in, uint32_t mode)
 {
 	uint8_t op = in->opcode;
-	return in->map == MAP_1BYTE && in->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && in->addrsize == 8 &&
-	       in->seg != SREG_FS && in->seg != SREG_GS &&
+	return in->map == MAP_1BYTE && in->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && in->addrsize == mode_word(mode) &&
+	       in->seg != SREG_FS && in->seg != SREG_GS && in->seg != SREG_CS &&
 	       (op == 0xa4 || op == 0xa5 || op == 0xaa || op == 0xab || op == 0xac || op == 0xad);
 }
 
 static enum insn_class classify_system(const struct x86_insn *in, uint32_t mode)
 {
-	bool user = mode & MODE_USER;
+	bool user = mode & MODE_USER, compat = mode & MODE_COMPAT;
 	switch (in->mnemonic) {
 	case ZYDIS_MNEMONIC_CLI:
 		return user ? CLS_STEP : CLS_CLI;
@@ -176,15 +184,21 @@ static enum insn_class classify_system(const struct x86_insn *in, uint32_t mode)
 	case ZYDIS_MNEMONIC_RDTSCP:
 		return mode & MODE_TSD ? CLS_STEP : CLS_RDTSCP;
 	case ZYDIS_MNEMONIC_SYSCALL:
-		return user ? CLS_SYSCALL : CLS_STEP;
+		return user && !compat ? CLS_SYSCALL : CLS_STEP;
 	case ZYDIS_MNEMONIC_SYSRET:
-		return user || in->opsize != 8 ? CLS_STEP : CLS_SYSRET;
+		return user ? CLS_STEP : in->opsize == 8 ? CLS_SYSRET : CLS_SYSRET32;
+	case ZYDIS_MNEMONIC_SYSENTER:
+		return compat ? CLS_SYSENTER : CLS_STEP;
 	case ZYDIS_MNEMONIC_IRETQ:
 		return user ? CLS_STEP : CLS_IRET;
 	case ZYDIS_MNEMONIC_PUSHFQ:
 		return CLS_PUSHF;
+	case ZYDIS_MNEMONIC_PUSHFD:
+		return compat ? CLS_PUSHF : CLS_STEP;
 	case ZYDIS_MNEMONIC_POPFQ:
 		return CLS_POPF;
+	case ZYDIS_MNEMONIC_POPFD:
+		return compat ? CLS_POPF : CLS_STEP;
 	case ZYDIS_MNEMONIC_CLD:
 		return CLS_CLD;
 	case ZYDIS_MNEMONIC_CPUID:
@@ -213,20 +227,39 @@ static enum insn_class classify_system(const struct x86_insn *in, uint32_t mode)
 	}
 }
 
+/* Compatibility mode: memory that is not simply [0, 4 GiB), or addressed by 16 bits; branches to 16-bit addresses. */
+static bool unusual32(const struct x86_insn *in, uint32_t mode)
+{
+	if (in->has_mem && (in->seg == SREG_CS || (in->seg == SREG_FS && !(mode & MODE_FS32)) || (in->seg == SREG_GS && !(mode & MODE_GS32))))
+		return true;
+	if (in->encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY || in->opsize == 4)
+		return false;
+	uint8_t op = in->opcode;
+	if (in->map == MAP_0F)
+		return (op & 0xf0) == 0x80;
+	if (in->map != MAP_1BYTE)
+		return false;
+	return (op & 0xf0) == 0x70 || op == 0xc2 || op == 0xc3 || (op >= 0xe0 && op <= 0xe3) || op == 0xe8 || op == 0xe9 || op == 0xeb ||
+	       (op == 0xff && (in->reg & 7) >= 2);
+}
+
 static enum insn_class classify(const struct x86_insn *in, uint32_t mode)
 {
+	unsigned word = mode_word(mode);
 	if (in->fpu && !(mode & MODE_FPU))
 		return CLS_STEP;
-	if (in->addrsize != 8 && in->has_mem && in->mnemonic != ZYDIS_MNEMONIC_NOP)
+	if (in->addrsize != word && in->has_mem && in->mnemonic != ZYDIS_MNEMONIC_NOP)
+		return CLS_STEP;
+	if (word == 4 && unusual32(in, mode))
 		return CLS_STEP;
 	if (in->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && in->map == MAP_1BYTE) {
 		uint8_t op = in->opcode;
 		if (op >= 0x50 && op <= 0x57)
-			return in->opsize == 8 ? CLS_PUSH : CLS_STEP;
+			return in->opsize == word ? CLS_PUSH : CLS_STEP;
 		if (op >= 0x58 && op <= 0x5f)
-			return in->opsize == 8 ? CLS_POP : CLS_STEP;
+			return in->opsize == word ? CLS_POP : CLS_STEP;
 		if (op == 0x68 || op == 0x6a)
-			return in->opsize == 8 ? CLS_PUSH : CLS_STEP;
+			return in->opsize == word ? CLS_PUSH : CLS_STEP;
 		if (op >= 0x70 && op <= 0x7f)
 			return CLS_JCC;
 		switch (op) {
@@ -238,11 +271,11 @@ static enum insn_class classify(const struct x86_insn *in, uint32_t mode)
 		case 0xc3:
 			return CLS_RET;
 		case 0xc9:
-			return in->opsize == 8 ? CLS_LEAVE : CLS_STEP;
+			return in->opsize == word ? CLS_LEAVE : CLS_STEP;
 		case 0xe2:
-			return in->addrsize == 8 ? CLS_LOOP : CLS_STEP;
+			return in->addrsize == word ? CLS_LOOP : CLS_STEP;
 		case 0xe3:
-			return in->addrsize == 8 ? CLS_JRCXZ : CLS_STEP;
+			return in->addrsize == word ? CLS_JRCXZ : CLS_STEP;
 		case 0xe8:
 			return CLS_CALL;
 		case 0xe9:
@@ -255,7 +288,7 @@ static enum insn_class classify(const struct x86_insn *in, uint32_t mode)
 			case 4:
 				return CLS_JMP_IND;
 			case 6:
-				return in->opsize != 8 ? CLS_STEP : in->has_mem ? CLS_PUSH_MEM : CLS_PUSH;
+				return in->opsize != word ? CLS_STEP : in->has_mem ? CLS_PUSH_MEM : CLS_PUSH;
 			}
 			break;
 		}
@@ -269,7 +302,7 @@ static enum insn_class classify(const struct x86_insn *in, uint32_t mode)
 		if ((op == 0xa3 || op == 0xab || op == 0xb3 || op == 0xbb) && in->has_mem)
 			return in->opsize >= 4 ? CLS_BITSTRING : CLS_STEP;
 	}
-	if (is_string(in))
+	if (is_string(in, mode))
 		return CLS_STRING;
 	if (in->mnemonic == ZYDIS_MNEMONIC_PAUSE)
 		return CLS_PAUSE;
@@ -291,6 +324,8 @@ static void operand(struct block_insn *g)
 		g->ea.base = -1;
 		g->ea.disp = (int64_t)(g->next + (uint64_t)in->disp);
 	}
+	if (in->mode != X86_MODE_64 && in->base < 0 && in->index < 0)
+		g->ea.disp = (uint32_t)in->disp;
 }
 
 /* Flags live at `pc` on b's page, by a short straight look; everything where that does not tell. */
@@ -308,7 +343,7 @@ static uint16_t peek_live(struct block *b, uint64_t pc)
 	for (int i = 0; i < 8; i++) {
 		struct x86_insn in;
 		unsigned off = (unsigned)(pc & (PAGE_SIZE - 1));
-		if (decode_at(page, off, &in) < 0)
+		if (decode_at(page, off, decode_mode(b), &in) < 0)
 			break;
 		enum insn_class cls = classify(&in, b->mode);
 		live |= in.flags_read & ~killed;
@@ -366,7 +401,7 @@ static int decode_cross(struct block *b, unsigned off, struct x86_insn *in)
 	unsigned left = (unsigned)PAGE_SIZE - off;
 	for (unsigned i = 0; i < sizeof(bytes); i++)
 		bytes[i] = ((const volatile uint8_t *)(i < left ? b->page + off : b->page2 - left))[i];
-	int r = x86_decode(bytes, sizeof(bytes), X86_MODE_64, in);
+	int r = x86_decode(bytes, sizeof(bytes), decode_mode(b), in);
 	b->cross = r == 0 && in->len > left;
 	return r;
 }
@@ -378,7 +413,7 @@ void dbt_scan(struct block *b)
 	while (b->n < max && !((pc ^ b->pc) & PAGE_MASK)) {
 		struct block_insn *g = &b->insn[b->n];
 		unsigned off = (unsigned)(pc & (PAGE_SIZE - 1)), left = (unsigned)PAGE_SIZE - off;
-		int r = decode_at(b->page, off, &g->in);
+		int r = decode_at(b->page, off, decode_mode(b), &g->in);
 		if (r < 0 && b->n == 0 && left < 15 && b->page2)
 			r = decode_cross(b, off, &g->in);
 		g->pc = pc;
@@ -389,7 +424,7 @@ void dbt_scan(struct block *b)
 			 * block of its own. */
 			if (b->n)
 				break;
-			g->in = (struct x86_insn){ .len = (uint8_t)(left < 15 ? left : 15), .mode = X86_MODE_64 };
+			g->in = (struct x86_insn){ .len = (uint8_t)(left < 15 ? left : 15), .mode = (uint8_t)decode_mode(b) };
 			g->next = pc;
 			g->cls = CLS_STEP;
 			note_bytes(b, pc, g->in.len);

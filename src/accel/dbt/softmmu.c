@@ -224,8 +224,11 @@ static uint8_t *fill_l1(struct dbt_vcpu *v, uint64_t gva, bool user, uint64_t gp
 	e->nread = e->nwrite = tlb_none(i);
 	e->hpage = hpage;
 	e->addend = (uint64_t)(uintptr_t)hpage - page;
-	if (mmu_allowed(&v->s, &r, MMU_READ, user))
+	bool watched = __builtin_expect(v->break_data, 0);
+	if (mmu_allowed(&v->s, &r, MMU_READ, user) && !(watched && dbt_page_watched(v, page, false)))
 		e->nread = -page;
+	if (watched && dbt_page_watched(v, page, true))
+		flags &= (uint8_t)~T2_DIRTY;
 	if (flags & T2_DIRTY && mmu_allowed(&v->s, &r, MMU_WRITE, user)) {
 		__atomic_store_n(&e->nwrite, -page, __ATOMIC_SEQ_CST);
 		/* Either we see the page turned code, or dbt_page_protect sees our tag: so PAGE_WTAG must be seen set, or be set, behind the
@@ -369,6 +372,10 @@ uint64_t dbt_help_fill_stack(struct dbt_vcpu *v, uint64_t gva, uint64_t what, ui
 	bool user = v->s.cpl == 3;
 	uint64_t page = gva & PAGE_MASK;
 	struct tlb_entry *e = &v->tlb[user][dbt_tlb_index(v->vm, page)];
+	/* Of 32-bit addresses the first and the last page have no window: RSP may be in the one when the access is in the other, and
+	 * translated code adds to RSP without wrapping. */
+	if (__builtin_expect(!x86_code64(&v->s), 0) && page - PAGE_SIZE >= (1ull << 32) - 2 * PAGE_SIZE)
+		return ret + 5;
 	if (what & FILL_REFUSE || (gva & (PAGE_SIZE - 1)) + (what >> 16) > PAGE_SIZE ||
 	    (e->nwrite != -page && dbt_fill(v, gva, what >> 16, what & FILL_WRITE, user) < 0))
 		return ret + 5;

@@ -154,13 +154,13 @@ int dbt_stubs_emit(struct dbt_vm *vm)
 	vm->stub.token = emit_reason(c, vm, DBT_EXIT_TOKEN, false);
 	vm->stub.miss = emit_reason(c, vm, DBT_EXIT_TARGET, true);
 
-	for (int user = 0; user < 2; user++) {
+	for (int class = 0; class < CLASSES; class++) {
 		e_align(c, 16, 0);
-		vm->stub.ret_underflow[user] = code_rx(c);
+		vm->stub.ret_underflow[class] = code_rx(c);
 		e_lea(c, H_RSP, mem_b(H_RSP, -8)); /* stay for the next one */
-		vm->stub.lookup[user] = code_rx(c);
+		vm->stub.lookup[class] = code_rx(c);
 		e_op_reg(c, 0, 0xb70f, T2, T1); /* movzx r9d, r8w */
-		e_load32(c, T2, mem_icache(T2, user));
+		e_load32(c, T2, mem_icache(T2, class));
 		e8(c, 0x41), e8(c, 0xff), e8(c, 0xe1); /* jmp r9 */
 	}
 
@@ -170,6 +170,8 @@ int dbt_stubs_emit(struct dbt_vm *vm)
 	vm->stub.string = emit_helper(c, dbt_help_string);
 	vm->stub.syscall = emit_helper(c, dbt_help_syscall);
 	vm->stub.sysret = emit_helper(c, dbt_help_sysret);
+	vm->stub.sysret32 = emit_helper(c, dbt_help_sysret32);
+	vm->stub.sysenter = emit_helper(c, dbt_help_sysenter);
 	vm->stub.iret = emit_helper(c, dbt_help_iret);
 	vm->stub.popf = emit_helper(c, dbt_help_popf);
 	vm->stub.write_base[0] = emit_helper(c, dbt_help_write_fs);

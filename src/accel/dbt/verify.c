@@ -298,7 +298,7 @@ static uint16_t block_undefined(struct dbt_vm *vm, const struct tb *t, unsigned 
 	uint16_t undefined = 0;
 	for (unsigned i = 0; i < n; i++) {
 		struct x86_insn in;
-		if (off >= PAGE_SIZE || x86_decode(code + off, (unsigned)PAGE_SIZE - off, X86_MODE_64, &in) < 0)
+		if (off >= PAGE_SIZE || x86_decode(code + off, (unsigned)PAGE_SIZE - off, t->mode & MODE_COMPAT ? X86_MODE_32 : X86_MODE_64, &in) < 0)
 			return FL_STATUS;
 		undefined = (uint16_t)((undefined & ~in.flags_killed) | undefined_flags(&in));
 		off += in.len;

@@ -13,6 +13,7 @@ struct accel_vm {
 struct accel_vcpu {
 	struct accel_vcpu_config config;
 	struct x86_state state;
+	struct accel_debugger debugger;
 	struct fake_step *steps;
 	unsigned nsteps;
 	_Atomic unsigned played, kicks, nmis;
@@ -101,6 +102,12 @@ static void fake_vcpu_set_state(struct accel_vcpu *v, const struct x86_state *in
 	v->state = *in;
 }
 
+static int fake_vcpu_set_debugger(struct accel_vcpu *v, const struct accel_debugger *debugger)
+{
+	v->debugger = *debugger;
+	return 0;
+}
+
 static void fake_vcpu_kick(struct accel_vcpu *v)
 {
 	atomic_fetch_add(&v->kicks, 1);
@@ -131,6 +138,7 @@ const struct accel_ops accel_fake = {
 	.vcpu_run = fake_vcpu_run,
 	.vcpu_get_state = fake_vcpu_get_state,
 	.vcpu_set_state = fake_vcpu_set_state,
+	.vcpu_set_debugger = fake_vcpu_set_debugger,
 	.vcpu_kick = fake_vcpu_kick,
 	.vcpu_nmi = fake_vcpu_nmi,
 	.vcpu_stats = fake_vcpu_stats,
@@ -151,6 +159,11 @@ unsigned fake_kicks(struct accel_vcpu *v)
 unsigned fake_nmis(struct accel_vcpu *v)
 {
 	return atomic_load(&v->nmis);
+}
+
+struct accel_debugger fake_debugger(struct accel_vcpu *v)
+{
+	return v->debugger;
 }
 
 unsigned fake_played(struct accel_vcpu *v)

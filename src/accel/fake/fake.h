@@ -30,6 +30,7 @@ struct fake_step {
 #define FAKE_WRMSR(i, v) FAKE_EXIT(ACCEL_EXIT_MSR_WRITE, .msr = { .index = (i), .value = (v) })
 #define FAKE_HLT() FAKE_EXIT(ACCEL_EXIT_HLT)
 #define FAKE_SHUTDOWN() FAKE_EXIT(ACCEL_EXIT_SHUTDOWN)
+#define FAKE_DEBUG(w) FAKE_EXIT(ACCEL_EXIT_DEBUG, .debug = { .why = (w) })
 #define FAKE_ACK() { .ack = true }
 #define FAKE_CALL(fn, arg) { .exit = { .kind = ACCEL_EXIT_INTERRUPTED }, .before = (fn), .opaque = (arg) }
 
@@ -41,6 +42,8 @@ extern const struct accel_ops accel_fake;
 void fake_set_script(struct accel_vcpu *vcpu, struct fake_step *steps, unsigned n);
 unsigned fake_kicks(struct accel_vcpu *vcpu);
 unsigned fake_nmis(struct accel_vcpu *vcpu);
+/* What vcpu_set_debugger asked for last. */
+struct accel_debugger fake_debugger(struct accel_vcpu *vcpu);
 /* Steps played so far. */
 unsigned fake_played(struct accel_vcpu *vcpu);
 

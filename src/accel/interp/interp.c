@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "accel/accel.h"
+#include "accel/common/debugger.h"
 #include "accel/common/emu_exits.h"
 #include "accel/interp/tlb.h"
 #include "base/clock.h"
@@ -43,6 +44,7 @@ struct accel_vcpu {
 	bool replaced;		  /* `next` takes effect when the instruction is over */
 	int exit_rc;		  /* non-zero answer of an exit handler inside an instruction */
 	struct x86_state next;
+	struct debugger debugger;
 	uint64_t interrupts, tlb_misses;
 	uint64_t exits[ACCEL_EXIT_EMULATION_FAILED + 1];
 	struct tlb tlb;
@@ -229,9 +231,15 @@ static int leave_simple(struct accel_vcpu *v, enum accel_exit_kind kind)
 /* After an event was delivered: non-zero to leave the loop. */
 static int delivered(struct accel_vcpu *v, enum emu_result r)
 {
+	struct accel_exit x;
+
 	if (r == EMU_SHUTDOWN)
 		return leave_shutdown(v);
-	return r == EMU_FAILED ? leave_failed(v) : 0;
+	if (r == EMU_FAILED)
+		return leave_failed(v);
+	if (__builtin_expect(v->debugger.armed, 0) && debugger_delivered(&v->debugger, &v->emu, &x))
+		return leave(v, &x);
+	return 0;
 }
 
 /* NMI before interrupts (SDM 3A table 6-2), one event a call. */
@@ -239,6 +247,8 @@ static int take_event(struct accel_vcpu *v)
 {
 	struct x86_state *s = &v->s;
 
+	if (v->debugger.want.no_irq)
+		return 0;
 	if (s->nmi_pending && !s->nmi_masked && s->shadow == SHADOW_NONE) {
 		s->nmi_pending = 0;
 		return delivered(v, emu_interrupt(&v->emu, VEC_NMI));
@@ -286,9 +296,37 @@ static int finish_insn(struct accel_vcpu *v)
 	if (v->replaced) {
 		v->replaced = false;
 		v->s = v->next;
+		emu_debug_sync(&v->emu);
 		tlb_flush(&v->tlb, EMU_FLUSH_ALL, 0, 0, active_pcid(&v->s));
 	}
 	return rc;
+}
+
+/* Before an instruction, for a debugger. Non-zero to leave the loop. */
+static int debug_before(struct accel_vcpu *v)
+{
+	struct accel_exit x;
+
+	return debugger_before(&v->debugger, &v->emu, &x) ? leave(v, &x) : 0;
+}
+
+static int debug_after(struct accel_vcpu *v, enum emu_result r)
+{
+	struct accel_exit x;
+
+	if (!debugger_after(&v->debugger, &v->emu, r, &x))
+		return 0;
+	int rc = leave(v, &x);
+
+	return rc || r != EMU_INT3 ? rc : delivered(v, debugger_pass_int3(&v->emu));
+}
+
+/* A halted vCPU that may take no interrupt has nothing to step. */
+static int debug_halted(struct accel_vcpu *v)
+{
+	struct accel_exit x = {.kind = ACCEL_EXIT_DEBUG, .debug.why = ACCEL_STOP_STEP};
+
+	return leave(v, &x);
 }
 
 static inline bool wants_attention(struct accel_vcpu *v)
@@ -309,15 +347,28 @@ static int interp_vcpu_run(struct accel_vcpu *v)
 		if (__builtin_expect(v->s.halted, 0)) {
 			if (atomic_load(&v->request))
 				continue;
-			rc = leave_simple(v, ACCEL_EXIT_HLT);
+			if (v->debugger.want.step && v->debugger.want.no_irq)
+				rc = debug_halted(v);
+			else
+				rc = leave_simple(v, ACCEL_EXIT_HLT);
 			if (rc)
 				return rc;
 			continue;
 		}
-		switch (emu_step(&v->emu)) {
+		if (__builtin_expect(v->debugger.armed, 0)) {
+			rc = debug_before(v);
+			if (rc)
+				return rc;
+		}
+		enum emu_result r = emu_step(&v->emu);
+
+		switch (r) {
 		case EMU_OK:
 		case EMU_STOP:
 		case EMU_HLT:
+		case EMU_INT3:
+			if (__builtin_expect(v->debugger.armed, 0))
+				rc = debug_after(v, r);
 			break;
 		case EMU_SHUTDOWN:
 			rc = leave_shutdown(v);
@@ -362,7 +413,20 @@ static void interp_vcpu_set_state(struct accel_vcpu *v, const struct x86_state *
 		return;
 	}
 	v->s = *in;
+	emu_debug_sync(&v->emu);
 	tlb_flush(&v->tlb, EMU_FLUSH_ALL, 0, 0, active_pcid(&v->s));
+}
+
+static int interp_vcpu_set_debugger(struct accel_vcpu *v, const struct accel_debugger *debugger)
+{
+	int r = debugger_check(debugger);
+
+	if (r)
+		return r;
+	debugger_set(&v->debugger, debugger);
+	debugger_apply(&v->debugger, &v->emu);
+	v->irq_check = true;
+	return 0;
 }
 
 /* --- other threads --- */
@@ -477,6 +541,7 @@ const struct accel_ops accel_interp = {
 	.vcpu_run = interp_vcpu_run,
 	.vcpu_get_state = interp_vcpu_get_state,
 	.vcpu_set_state = interp_vcpu_set_state,
+	.vcpu_set_debugger = interp_vcpu_set_debugger,
 	.vcpu_kick = interp_vcpu_kick,
 	.vcpu_nmi = interp_vcpu_nmi,
 	.vcpu_stats = interp_vcpu_stats,

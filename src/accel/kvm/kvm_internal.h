@@ -14,8 +14,10 @@
 #include <stdint.h>
 
 #include "accel/accel.h"
+#include "accel/common/debugger.h"
 #include "cpu/x86/cpuid.h"
 
+struct error;
 struct guest_ram;
 struct kvm_step;
 struct x86_state;
@@ -24,15 +26,31 @@ struct accel_vm {
 	int kvm_fd, fd;
 	struct guest_ram *ram;
 	int run_size;
+	bool points_tried;
+	unsigned points; /* breakpoints that this KVM honours: 1 << enum accel_point_kind */
 	uint8_t *room; /* second mapping of the room of RAM (struct ram_room), or NULL */
+	enum accel_irqchip irqchip; /* [I] */
+	unsigned ioapic_pins;	    /* [I] SPLIT: the first GSIs are pins of our IOAPIC */
+	uint32_t tsc_khz;	    /* [I] 0: the host's */
+	pthread_mutex_t route_lock;
+	struct kvm_irq_routing *routes; /* [route_lock] what was last told to KVM */
+	struct kvm_route *route;	/* [route_lock] the messages by GSI */
 };
+
+static inline bool kvm_has_lapic(const struct accel_vm *vm)
+{
+	return vm->irqchip != ACCEL_IRQCHIP_USER;
+}
 
 struct accel_vcpu {
 	struct accel_vm *vm;
 	struct accel_vcpu_config config;
-	struct x86_cpuid_table cpuid; /* config.cpuid less what this KVM cannot do */
+	struct x86_cpuid_table cpuid; /* config.cpuid as KVM shows it */
 	int fd;
 	struct kvm_run *run; /* shared with the kernel */
+	struct debugger debugger;
+	uint32_t debug_control;	   /* what KVM_SET_GUEST_DEBUG knows, once asked */
+	bool debug_over;	   /* stepping over the breakpoint that the debugger was told of */
 	struct kvm_step *step; /* made when KVM first gives up on an instruction */
 	_Atomic unsigned request;  /* [a] */
 	_Atomic bool has_thread;   /* [a] `thread` is inside vcpu_run */
@@ -55,19 +73,75 @@ int kvm_state_set(struct accel_vcpu *v, const struct x86_state *in);
 
 /* --- cpuid.c --- */
 
-/* Tell KVM the vCPU's CPUID table, less the features it lacks; v->cpuid is what the guest then sees. 0 or -errno. */
+/* What processor this KVM can show; see struct accel_ops. */
+int kvm_cpu_offer(struct x86_cpu_offer *out, struct error *err);
+/* Tell KVM the vCPU's CPUID table; v->cpuid is what the guest then sees. 0 or -errno. */
 int kvm_cpuid_set(struct accel_vcpu *v);
 
+/* --- debug.c --- */
+
+int kvm_vcpu_set_debugger(struct accel_vcpu *v, const struct accel_debugger *want);
+/* With v->debugger.armed, before KVM_RUN. 0, or what vcpu_run returns. */
+int kvm_debug_before(struct accel_vcpu *v);
+/* KVM_EXIT_DEBUG. */
+int kvm_debug_exit(struct accel_vcpu *v);
+/* An instruction was completed in a way that KVM does not report: tell the debugger if it steps. */
+int kvm_debug_stepped(struct accel_vcpu *v);
+/* Interrupts have to wait. */
+static inline bool kvm_debug_holds_irq(const struct accel_vcpu *v)
+{
+	return v->debugger.want.no_irq || v->debug_over;
+}
+
 /* --- step.c --- */
+
+/* The INT3 at RIP is the guest's own. As kvm_step_run. */
+int kvm_step_int3(struct accel_vcpu *v);
+
 
 /* Run the one instruction that KVM could not, with our own emulator on the full state. Its exits go to the vCPU's handler. 0 to go on, else
  * what vcpu_run returns. */
 int kvm_step_run(struct accel_vcpu *v);
 void kvm_step_destroy(struct kvm_step *step);
 
-/* --- kvm.c --- */
+/* --- run.c --- */
+
+#define KVM_KICK_SIGNAL SIGRTMIN
 
 /* Hand an exit to the vCPU's handler. */
 int kvm_leave(struct accel_vcpu *v, struct accel_exit *x);
+/* Let KVM finish the instruction that the last exit was about, without running another. */
+void kvm_finish(struct accel_vcpu *v);
+/* Entries of the accelerator's table. */
+int kvm_vcpu_run(struct accel_vcpu *v);
+void kvm_vcpu_kick(struct accel_vcpu *v);
+void kvm_vcpu_nmi(struct accel_vcpu *v);
+
+/* --- irqchip.c --- */
+
+/* KVM's own controllers, before there is a vCPU: as vm->irqchip says. 0 or -errno with err. */
+int kvm_irqchip_create(struct accel_vm *vm, struct error *err);
+void kvm_irqchip_destroy(struct accel_vm *vm);
+/* Which of the capability bits about controllers and eventfds this KVM has. */
+unsigned kvm_irqchip_caps(int kvm_fd);
+int kvm_ioeventfd(struct accel_vm *vm, const struct accel_ioeventfd *what, bool on);
+extern const struct accel_chip_ops kvm_chip;
+/* Whether the vCPU sits in HLT. It stays as it is while it waits for INIT or a start-up IPI. */
+bool kvm_halted(struct accel_vcpu *v);
+void kvm_set_halted(struct accel_vcpu *v, bool halted);
+/* CR8, in whoever's LAPIC. */
+uint8_t kvm_get_cr8(struct accel_vcpu *v);
+void kvm_set_cr8(struct accel_vcpu *v, uint8_t value);
+
+/* --- memory.c --- */
+
+/* Guest RAM into KVM's slots, and the room that can be plugged. */
+int kvm_add_memory(struct accel_vm *vm, const struct guest_ram *ram, struct error *err);
+void kvm_remove_memory(struct accel_vm *vm);
+
+/* --- msr.c --- */
+
+/* Leave MSRs that are ours, and those that KVM does not know, to exits. */
+int kvm_filter_msrs(struct accel_vm *vm, struct error *err);
 
 #endif

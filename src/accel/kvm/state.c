@@ -43,6 +43,7 @@ static struct kvm_segment to_segment(const struct x86_seg *s)
 #define MSR_TSC 0x10
 #define MSR_TSC_ADJUST 0x3b
 #define MSR_SPEC_CTRL 0x48
+#define XSTATE_BV 512 /* SDM 1 13.4.2 */
 
 struct msr_field {
 	uint32_t index;
@@ -256,9 +257,20 @@ int kvm_state_get(struct accel_vcpu *v, struct x86_state *s)
 		if (xcrs.xcrs[i].xcr == 0)
 			s->xcr0 = xcrs.xcrs[i].value;
 	memcpy(s->xsave, xsave.region, sizeof(s->xsave));
-	s->halted = v->halted;
+	s->halted = kvm_halted(v);
 	s->tsc_offset = get_tsc_offset(v);
 	return get_msrs(v, s);
+}
+
+/* XSTATE_BV and XCOMP_BV of what is not carried stay too. KVM gives and takes the standard format. */
+static void put_xsave(uint8_t *to, const uint8_t *from)
+{
+	uint64_t to_bv, from_bv;
+	memcpy(&to_bv, to + XSTATE_BV, 8);
+	memcpy(&from_bv, from + XSTATE_BV, 8);
+	memcpy(to, from, X86_XSAVE_SIZE);
+	to_bv = (to_bv & ~(uint64_t)XCR0_CARRIED) | (from_bv & XCR0_CARRIED);
+	memcpy(to + XSTATE_BV, &to_bv, 8);
 }
 
 int kvm_state_set(struct accel_vcpu *v, const struct x86_state *s)
@@ -276,10 +288,11 @@ int kvm_state_set(struct accel_vcpu *v, const struct x86_state *s)
 	for (unsigned i = 0; i < 4; i++)
 		debug.db[i] = s->dr[i];
 	to_sregs(&sregs, s);
-	memset(&xsave, 0, sizeof(xsave));
-	memcpy(xsave.region, s->xsave, sizeof(s->xsave));
-	if (ioctl(v->fd, KVM_GET_VCPU_EVENTS, &events))
+	sregs.cr8 = kvm_get_cr8(v);
+	/* Components that x86_state does not carry stay as they are. */
+	if (ioctl(v->fd, KVM_GET_XSAVE, &xsave) || ioctl(v->fd, KVM_GET_VCPU_EVENTS, &events))
 		return -errno;
+	put_xsave((uint8_t *)xsave.region, s->xsave);
 	/* What KVM was about to inject belongs to the state that is replaced. */
 	events.exception.injected = events.exception.pending = 0;
 	events.interrupt.injected = 0;
@@ -291,7 +304,7 @@ int kvm_state_set(struct accel_vcpu *v, const struct x86_state *s)
 	if (ioctl(v->fd, KVM_SET_SREGS, &sregs) || ioctl(v->fd, KVM_SET_REGS, &regs) || ioctl(v->fd, KVM_SET_XCRS, &xcrs) ||
 	    ioctl(v->fd, KVM_SET_XSAVE, &xsave) || ioctl(v->fd, KVM_SET_DEBUGREGS, &debug) || ioctl(v->fd, KVM_SET_VCPU_EVENTS, &events))
 		return -errno;
-	v->halted = s->halted;
+	kvm_set_halted(v, s->halted);
 	set_tsc_offset(v, s->tsc_offset);
 	return set_msrs(v, s);
 }

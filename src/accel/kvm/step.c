@@ -78,14 +78,13 @@ static int op_hypercall(void *opaque)
 static uint8_t op_get_cr8(void *opaque)
 {
 	struct kvm_step *step = opaque;
-	return step->v->config.get_cr8 ? step->v->config.get_cr8(step->v->config.opaque) : 0;
+	return kvm_get_cr8(step->v);
 }
 
 static void op_set_cr8(void *opaque, uint8_t value)
 {
 	struct kvm_step *step = opaque;
-	if (step->v->config.set_cr8)
-		step->v->config.set_cr8(step->v->config.opaque, value);
+	kvm_set_cr8(step->v, value);
 }
 
 /* KVM_SET_SREGS with other control registers drops the kernel's own translations; a changed page table needs nothing, as shadow paging
@@ -164,7 +163,8 @@ static int take_event(struct kvm_step *step, bool *taken, enum emu_result *resul
 	return 0;
 }
 
-int kvm_step_run(struct accel_vcpu *v)
+/* `int3` is what an INT3 with trap_int3 does: run. */
+static int run(struct accel_vcpu *v, bool int3)
 {
 	if (!v->step && !(v->step = step_create(v)))
 		return -ENOMEM;
@@ -177,12 +177,21 @@ int kvm_step_run(struct accel_vcpu *v)
 	if (r)
 		return r;
 	step->exit_rc = 0;
-	if (!taken)
-		result = emu_step(&step->emu);
+	if (!taken) {
+		emu_debug_sync(&step->emu);
+		debugger_apply(&v->debugger, &step->emu);
+		result = int3 ? debugger_pass_int3(&step->emu) : emu_step(&step->emu);
+	}
 	v->insns_stepped++;
 	if (result == EMU_FAILED) {
 		r = accel_leave_failed(leave_op, step, &step->emu);
 		return r ? r : -EIO;
+	}
+	struct accel_exit debug;
+	bool stop = v->debugger.armed && debugger_after(&v->debugger, &step->emu, result, &debug);
+	if (result == EMU_INT3) {
+		r = kvm_leave(v, &debug);
+		return r ? r : run(v, true);
 	}
 	r = kvm_state_set(v, &step->s);
 	if (r)
@@ -192,6 +201,19 @@ int kvm_step_run(struct accel_vcpu *v)
 		r = kvm_leave(v, &x);
 		return r ? r : -EIO;
 	}
-	v->halted = step->s.halted;
+	if (stop) {
+		r = kvm_leave(v, &debug);
+		return r ? r : step->exit_rc;
+	}
 	return step->exit_rc;
+}
+
+int kvm_step_run(struct accel_vcpu *v)
+{
+	return run(v, false);
+}
+
+int kvm_step_int3(struct accel_vcpu *v)
+{
+	return run(v, true);
 }

@@ -305,6 +305,8 @@ static int run_int(struct emu *e, const struct exec_entry *x, uint64_t next)
 
 	switch (in->opcode) {
 	case 0xcc:
+		if (e->debug.trap_int3)
+			return RUN_INT3;
 		vector = VEC_BP;
 		break;
 	case 0xcd:

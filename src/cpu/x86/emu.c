@@ -63,6 +63,7 @@ static inline int load(struct emu *e, const struct x86_insn *in, uint64_t next, 
 		return emu_lin_read(e, linear, value, size, false);
 	if (e->ops->translate(e->opaque, linear, MMU_READ, emu_user(e), &page, &error))
 		return emu_raise_pf(e, linear, error);
+	emu_touch(e, linear, size, false);
 	if (!page.hva)
 		return emu_mmio(e, page.gpa, value, size, false);
 	switch (size) {
@@ -410,11 +411,53 @@ exec_run emu_handler(const struct x86_insn *in)
 
 /* --- the step --- */
 
-/* #DB after an instruction that began with TF set (SDM 3B 17.3.1.4). */
-static enum emu_result single_step(struct emu *e)
+enum { DR6_BS = 1 << 14 };
+
+static enum emu_result deliver_db(struct emu *e, uint64_t dr6)
 {
-	e->s->dr[6] |= 1u << 14; /* BS */
-	return emu_exception(e, VEC_DB, false, 0, 0);
+	e->s->halted = 0;
+	emu_raise_db(e, dr6);
+	return emu_deliver_fault(e);
+}
+
+/* Before an instruction: a trap that waited for it, then its own breakpoint, a fault (SDM 3A table 6-2). The latter not where RF says that it was
+ * taken already, nor behind MOV SS (SDM 3A 6.8.3). True if there was one. */
+static bool debug_before(struct emu *e, uint8_t shadow, enum emu_result *result)
+{
+	struct emu_debug *d = &e->debug;
+	uint64_t bits = shadow == SHADOW_MOVSS ? 0 : d->held;
+	d->hit = 0;
+	d->active = d->exec || d->data || d->io || (d->held && !bits);
+	if (bits) {
+		d->held = 0;
+		e->s->rflags &= ~(uint64_t)FL_RF;
+	} else if (!(e->s->rflags & FL_RF) && shadow != SHADOW_MOVSS) {
+		bits = emu_debug_exec(e) & EMU_POINTS_GUEST;
+	}
+	if (!bits)
+		return false;
+	*result = deliver_db(e, bits);
+	return true;
+}
+
+/* After an instruction: the trap of single-stepping if it began with TF set, those of the data and ports that it touched. One #DB for all, and if it
+ * was MOV SS or POP SS, one later (SDM 3B 17.3.1). */
+static enum emu_result debug_after(struct emu *e, bool step, enum emu_result result)
+{
+	struct emu_debug *d = &e->debug;
+	if (e->s->shadow == SHADOW_MOVSS) {
+		emu_debug_hold(e);
+		return result;
+	}
+	uint64_t bits = (step ? DR6_BS : 0) | d->held | (d->hit & EMU_POINTS_GUEST);
+	d->held = 0;
+	d->hit &= EMU_POINTS_DEBUGGER;
+	if (!bits)
+		return result;
+	enum emu_result r = deliver_db(e, bits);
+	if (r != EMU_OK)
+		return r;
+	return result == EMU_HLT ? EMU_OK : result;
 }
 
 static enum emu_result finish_failed(struct emu *e, uint64_t rflags, uint8_t shadow)
@@ -433,6 +476,8 @@ enum emu_result emu_step(struct emu *e)
 	int r;
 
 	e->stop = false;
+	if (__builtin_expect(e->debug.active, 0) && debug_before(e, shadow, &result))
+		return result == EMU_FAILED ? finish_failed(e, rflags, shadow) : result;
 	s->shadow = SHADOW_NONE;
 	const struct exec_entry *x = exec_lookup(e, &r);
 	if (__builtin_expect(x != NULL, 1)) {
@@ -451,24 +496,22 @@ enum emu_result emu_step(struct emu *e)
 	e->steps++;
 	switch (r) {
 	case EMU_FAULT:
+		e->debug.hit = 0; /* it did not complete */
 		result = emu_deliver_fault(e);
 		if (result == EMU_FAILED)
 			return finish_failed(e, rflags, shadow);
 		break;
 	case EMU_UNSUPPORTED:
 		return finish_failed(e, rflags, shadow);
+	case RUN_INT3:
+		finish_failed(e, rflags, shadow);
+		return EMU_INT3;
 	case RUN_AGAIN:
-		s->rflags |= rflags & FL_RF;
+		s->rflags |= FL_RF; /* whatever interrupts a repeated instruction (SDM 3B 17.3.1.1) */
 		/* fall through */
 	default:
-		/* An instruction after MOV SS or POP SS takes its trap; those two themselves put it off. */
-		if (__builtin_expect(rflags & FL_TF, 0) && r != RUN_INT && s->shadow != SHADOW_MOVSS) {
-			enum emu_result trap = single_step(e);
-			if (trap != EMU_OK)
-				result = trap;
-			else if (result == EMU_HLT)
-				result = EMU_OK;
-		}
+		if (__builtin_expect((rflags & FL_TF) | e->debug.hit | e->debug.held, 0))
+			result = debug_after(e, rflags & FL_TF && r != RUN_INT, result);
 	}
 	return e->stop && result == EMU_OK ? EMU_STOP : result;
 }

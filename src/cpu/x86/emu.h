@@ -28,6 +28,7 @@ enum emu_result {
 	EMU_SHUTDOWN, /* triple fault */
 	EMU_FAILED,   /* not supported: emu->why says what; state unchanged */
 	EMU_STOP,     /* done, and an ops callback asked to stop */
+	EMU_INT3,     /* INT3 that is a debugger's (emu_debug.trap_int3): state unchanged */
 };
 
 enum emu_flush {
@@ -64,6 +65,8 @@ struct emu_ops {
 	uint64_t (*tsc)(void *opaque);
 	/* VMCALL/VMMCALL with the state's registers; the callee writes RAX. NULL or -1: #UD. 1 stops. */
 	int (*hypercall)(void *opaque);
+	/* emu_debug.point changed: what was cached without looking at breakpoints may not be used any more. May be NULL. */
+	void (*debug_changed)(void *opaque);
 };
 
 struct emu_fault {
@@ -71,6 +74,26 @@ struct emu_fault {
 	bool has_error;
 	uint32_t error;
 	uint64_t cr2; /* for #PF */
+};
+
+/* Breakpoints. The guest's trigger by themselves, as #DB. A debugger's of data are only noted in `hit`, which whoever steps looks at and clears;
+ * its breakpoints of code are the stepper's own to look at before a step (emu_debug_exec). */
+enum { EMU_POINTS = 8, EMU_POINTS_GUEST = 0x0f, EMU_POINTS_DEBUGGER = 0xf0 };
+enum emu_point_kind { EMU_POINT_EXEC = 1, EMU_POINT_WRITE = 2, EMU_POINT_READ = 4, EMU_POINT_IO = 8 };
+
+struct emu_point {
+	uint64_t gva; /* linear, or a port; aligned to len */
+	uint8_t len;
+	uint8_t kind; /* enum emu_point_kind bits; 0: none */
+};
+
+struct emu_debug {
+	struct emu_point point[EMU_POINTS]; /* 0-3: DR0-DR3 as far as DR7 enables them; 4-7: a debugger's */
+	uint8_t exec, data, io; /* bit masks of points */
+	uint8_t hit;  /* touched by the step */
+	uint8_t held; /* the guest's, whose trap waits for the next instruction boundary: after MOV SS, or touched by an event's delivery */
+	bool active;  /* a step must look */
+	bool trap_int3;
 };
 
 struct emu_exec; /* native execution: stub page, decode cache (emu-private) */
@@ -87,6 +110,7 @@ struct emu {
 	unsigned rep_limit; /* iterations of a rep string a single emu_step may do; 0: 4096. 1 in lockstep tests */
 	bool stop;	    /* an ops callback returned 1 */
 	struct emu_fault fault; /* the pending fault inside a step */
+	struct emu_debug debug;
 	struct emu_exec *exec;
 };
 
@@ -104,6 +128,13 @@ enum emu_result emu_step(struct emu *e);
  * double fault, triple fault rules of SDM 3A 6.15). For exceptions `error` counts if has_error. */
 enum emu_result emu_interrupt(struct emu *e, uint8_t vector);
 enum emu_result emu_exception(struct emu *e, uint8_t vector, bool has_error, uint32_t error, uint64_t cr2);
+
+/* Take the guest's breakpoints from the state's DR0-DR7 and CR4.DE: after the state was replaced. MOV DR does it by itself. */
+void emu_debug_sync(struct emu *e);
+/* A debugger's breakpoints, at most four; n = 0 for none. */
+void emu_debug_set(struct emu *e, const struct emu_point *point, unsigned n, bool trap_int3);
+/* The points of code at CS:RIP, a bit mask. */
+uint8_t emu_debug_exec(const struct emu *e);
 
 /* Whether an external interrupt could be taken now: IF set, no shadow. */
 static inline bool emu_can_interrupt(const struct x86_state *s)

@@ -29,6 +29,27 @@ static inline bool emu_user(const struct emu *e)
 	return e->s->cpl == 3;
 }
 
+/* --- debug.c --- */
+void emu_debug_touch(struct emu *e, uint64_t linear, unsigned size, bool write);
+void emu_debug_touch_io(struct emu *e, uint16_t port, unsigned size);
+/* What was touched is the next boundary's. */
+void emu_debug_hold(struct emu *e);
+/* Record #DB with these bits in DR6; returns EMU_FAULT. */
+int emu_raise_db(struct emu *e, uint64_t dr6);
+
+/* The instruction accesses [linear, linear+size), translated already: if it completes, that may be what a breakpoint waits for. */
+static inline void emu_touch(struct emu *e, uint64_t linear, unsigned size, bool write)
+{
+	if (__builtin_expect(e->debug.data, 0))
+		emu_debug_touch(e, linear, size, write);
+}
+
+static inline void emu_touch_io(struct emu *e, uint16_t port, unsigned size)
+{
+	if (__builtin_expect(e->debug.io, 0))
+		emu_debug_touch_io(e, port, size);
+}
+
 /* --- mem.c --- */
 /* Segment checks (SDM 3A 5.3, 5.5): offset to linear for an access of `size` bytes, by the rules of the current mode (limits, types,
  * expand-down, null selectors; canonical form in 64-bit mode with #SS for SS). `write` asks for write rights. */

@@ -363,6 +363,7 @@ static int fill_entry(struct emu *e, struct exec_entry *x)
 	x->x87_pointers = x->fpu == FPU_X87 && !v.x87_control;
 	x->flags = in->flags_killed | in->flags_maybe;
 	x->bit_string = is_bit_string(in);
+	x->vex_written = v.vex ? (uint16_t)v.written : 0;
 	x->stub = NULL;
 	if (x->run == exec_native && make_stub(e->exec, x, &v))
 		return emu_unsupported(e, "instruction without a native form");
@@ -588,6 +589,8 @@ static int call_native(struct emu *e, const struct exec_entry *x, void *mem)
 			recover_vectors(e, x);
 		return guest_exception(e, x);
 	}
+	if (x->vex_written)
+		exec_zero_above_ymm(e, x->vex_written);
 	s->rflags = (s->rflags & ~(uint64_t)x->flags) | (flags & x->flags);
 	return 0;
 }
@@ -659,6 +662,7 @@ static int run_crossing(struct emu *e, const struct exec_entry *x, uint64_t line
 		r = translate(e, second, in->mem_written, &p[1].page);
 	if (r)
 		return r;
+	emu_touch(e, linear, in->mem_size, in->mem_written);
 	if (p[0].page.hva && p[1].page.hva == p[0].page.hva + room) {
 		r = call_native(e, x, p[0].page.hva - bias);
 		if (!r && in->mem_written) {
@@ -699,12 +703,27 @@ static int run_memory(struct emu *e, const struct exec_entry *x, uint64_t next, 
 	r = translate(e, linear, in->mem_written, &p.page);
 	if (r)
 		return r;
+	emu_touch(e, linear, in->mem_size, in->mem_written);
 	if (!p.page.hva)
 		return run_bounced(e, x, linear, &p, 1, bias);
 	r = call_native(e, x, p.page.hva - bias);
 	if (!r && in->mem_written)
 		written(e, &p);
 	return r;
+}
+
+/* A misaligned operand that has to be aligned is #GP wherever it lies: the check comes before the page tables' (SDM 3A table 6-2). The
+ * instruction itself knows whether it has to be: tried on a buffer of the same alignment. */
+static void misaligned_operand(struct emu *e, const struct exec_entry *x, uint64_t linear)
+{
+	struct x86_state saved = *e->s;
+	struct emu_fault fault = e->fault;
+	int r = call_native(e, x, e->exec->bounce + (linear & 63));
+	bool bad = r == EMU_FAULT && e->fault.vector == VEC_GP;
+
+	*e->s = saved;
+	if (!bad)
+		e->fault = fault;
 }
 
 int exec_native(struct emu *e, const struct exec_entry *x, uint64_t next)
@@ -720,6 +739,9 @@ int exec_native(struct emu *e, const struct exec_entry *x, uint64_t next)
 			exec_fpu_normalise(e->s);
 	}
 	r = x->insn.has_mem ? run_memory(e, x, next, &operand) : call_native(e, x, NULL);
+	if (__builtin_expect(r == EMU_FAULT, 0) && e->fault.vector == VEC_PF && x->insn.mem_size >= 16 &&
+	    (operand & (x->insn.mem_size - 1u)))
+		misaligned_operand(e, x, operand);
 	if (!r && x->x87_pointers) {
 		/* The host recorded the stub's address. */
 		store64(e->s->xsave + XS_FIP, e->s->rip);

@@ -20,6 +20,7 @@ enum exec_result {
 	RUN_INT = 4,	/* the same, and no single-step trap follows: INT n, INTO, SYSCALL */
 	RUN_AGAIN = 5, /* part of a rep string is done: rip stays */
 	RUN_HLT = 6,
+	RUN_INT3 = 7, /* nothing done: the debugger's */
 };
 
 enum { EXEC_ENTRIES = 32768, EXEC_SLOT = 320, EXEC_BOUNCE = 256 };
@@ -41,6 +42,7 @@ struct exec_entry {
 	bool x87_pointers; /* updates FIP, FDP */
 	bool mxcsr;
 	bool rbx_saved;	 /* the stub has RBX on its stack */
+	uint16_t vex_written; /* vector registers that a VEX stub stores */
 	bool bit_string; /* BT m, r: reaches beyond its operand */
 	struct x86_insn insn;
 };
@@ -64,6 +66,9 @@ int exec_native(struct emu *e, const struct exec_entry *x, uint64_t next);
 int exec_fpu_check(struct emu *e, enum exec_fpu fpu);
 /* Make every component of s->xsave explicit: XSTATE_BV says 7 and the bytes are the registers. */
 void exec_fpu_normalise(struct x86_state *s);
+
+/* Bits 511:256 of these vector registers are zero, as after any VEX instruction that writes them (SDM 1 14.1.3). */
+void exec_zero_above_ymm(struct emu *e, uint16_t regs);
 
 /* --- emu.c: which handler runs an instruction; NULL for #UD --- */
 exec_run emu_handler(const struct x86_insn *in);
@@ -93,7 +98,6 @@ enum {
 	XS_BV = 512,
 	XS_COMP_BV = 520,
 	XS_YMMH = 576,
-	XS_END = 832,
 };
 
 #define MXCSR_DEFAULT 0x1f80u

@@ -281,6 +281,7 @@ enum emu_result emu_deliver_fault(struct emu *e)
 			s->cr2 = f.cr2;
 		int r = deliver(e, &ev);
 
+		emu_debug_hold(e);
 		if (!r)
 			return EMU_OK;
 		if (r == EMU_UNSUPPORTED)
@@ -308,6 +309,7 @@ enum emu_result emu_interrupt(struct emu *e, uint8_t vector)
 		s->nmi_masked = 1;
 	int r = deliver(e, &ev);
 
+	emu_debug_hold(e);
 	if (!r)
 		return EMU_OK;
 	return r == EMU_UNSUPPORTED ? EMU_FAILED : emu_deliver_fault(e);
@@ -334,8 +336,11 @@ int emu_soft_int(struct emu *e, uint8_t vector, uint64_t next)
 int emu_int1(struct emu *e, uint64_t next)
 {
 	struct event ev = {.vector = VEC_DB, .rip = next, .rflags = e->s->rflags};
+	int r = deliver(e, &ev);
 
-	return deliver(e, &ev);
+	if (!r)
+		e->s->dr[7] &= ~(uint64_t)(1 << 13); /* GD */
+	return r;
 }
 
 /* --- IRET --- */

@@ -166,11 +166,13 @@ int emu_lin_read(struct emu *e, uint64_t linear, void *dst, unsigned size, bool 
 	if (translate(e, linear, MMU_READ, user, &a))
 		return EMU_FAULT;
 	if (__builtin_expect(size <= room, 1)) {
+		emu_touch(e, linear, size, false);
 		load_piece(e, &a, dst, size);
 		return 0;
 	}
 	if (translate(e, next_page(e, linear), MMU_READ, user, &b))
 		return EMU_FAULT;
+	emu_touch(e, linear, size, false);
 	load_piece(e, &a, dst, room);
 	load_piece(e, &b, (uint8_t *)dst + room, size - room);
 	return 0;
@@ -185,11 +187,13 @@ int emu_lin_write(struct emu *e, uint64_t linear, const void *src, unsigned size
 	if (translate(e, linear, MMU_WRITE, user, &a))
 		return EMU_FAULT;
 	if (__builtin_expect(size <= room, 1)) {
+		emu_touch(e, linear, size, true);
 		store_piece(e, &a, src, size);
 		return 0;
 	}
 	if (translate(e, next_page(e, linear), MMU_WRITE, user, &b))
 		return EMU_FAULT;
+	emu_touch(e, linear, size, true);
 	store_piece(e, &a, src, room);
 	store_piece(e, &b, (const uint8_t *)src + room, size - room);
 	return 0;

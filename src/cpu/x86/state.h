@@ -108,7 +108,12 @@ enum x86_rflags {
 #define XCR0_X87 1u
 #define XCR0_SSE 2u
 #define XCR0_AVX 4u
-#define XCR0_SUPPORTED (XCR0_X87 | XCR0_SSE | XCR0_AVX)
+#define XCR0_OPMASK 0x20u
+#define XCR0_ZMM_HI256 0x40u
+#define XCR0_HI16_ZMM 0x80u
+#define XCR0_AVX512 (XCR0_OPMASK | XCR0_ZMM_HI256 | XCR0_HI16_ZMM)
+#define XCR0_SUPPORTED (XCR0_X87 | XCR0_SSE | XCR0_AVX) /* what the emulator computes with */
+#define XCR0_CARRIED (XCR0_SUPPORTED | XCR0_AVX512)	/* what x86_state holds, where CPUID 0xd says: for hardware that computes with it */
 
 /* Exception vectors (SDM 3A table 6-1). */
 enum x86_vector {
@@ -121,7 +126,7 @@ enum { PF_P = 1, PF_W = 2, PF_U = 4, PF_RSVD = 8, PF_I = 16 };
 
 enum x86_shadow { SHADOW_NONE, SHADOW_STI, SHADOW_MOVSS };
 
-#define X86_XSAVE_SIZE 1024 /* standard format, x87+SSE+AVX use 832 bytes of it */
+#define X86_XSAVE_SIZE 2688 /* standard format; x87, SSE and AVX use 832 bytes, AVX-512 (Intel's layout is the largest) all */
 #define X86_MTRR_VARIABLE 8
 #define X86_MTRR_FIXED 11
 
@@ -147,7 +152,7 @@ struct x86_state {
 	uint64_t tsc_aux, pat, misc_enable, tsc_adjust, spec_ctrl;
 	uint64_t mtrr_def_type, mtrr_fixed[X86_MTRR_FIXED], mtrr_base[X86_MTRR_VARIABLE], mtrr_mask[X86_MTRR_VARIABLE];
 	uint64_t apic_base; /* copy of the LAPIC's IA32_APIC_BASE; the LAPIC decides */
-	alignas(64) uint8_t xsave[X86_XSAVE_SIZE]; /* FPU, MXCSR, XMM, YMM; standard XSAVE format */
+	alignas(64) uint8_t xsave[X86_XSAVE_SIZE]; /* FPU, MXCSR, XMM, YMM, the host's AVX-512 components; standard XSAVE format */
 };
 
 /* State after power-up RESET for vCPU `index` (bit BSP in apic_base for 0); INIT keeps the FPU and most MSRs,

@@ -65,7 +65,7 @@ static uint64_t page_run(struct emu *e, const struct string *t, enum x86_sreg se
 	uint32_t error;
 
 	bool alignment_checks = e->s->cpl == 3 && (e->s->rflags & FL_AC) && (e->s->cr0 & CR0_AM);
-	if (t->down || alignment_checks)
+	if (t->down || alignment_checks || e->debug.data)
 		return 0;
 	if (emu_linear(e, seg, offset, t->size, write, &linear))
 		return 0;
@@ -302,6 +302,7 @@ static int op_ins(struct emu *e, const struct string *t, uint64_t *n)
 		r = probe_write(e, index_get(e, t, RDI), t->size);
 	if (r)
 		return r;
+	emu_touch_io(e, port, t->size);
 	if (e->ops->pio(e->opaque, port, t->size, false, &value))
 		e->stop = true;
 	r = emu_write(e, SREG_ES, index_get(e, t, RDI), &value, t->size);
@@ -322,6 +323,7 @@ static int op_outs(struct emu *e, const struct string *t, uint64_t *n)
 		r = emu_read(e, t->in->seg, index_get(e, t, RSI), &value, t->size);
 	if (r)
 		return r;
+	emu_touch_io(e, port, t->size);
 	if (e->ops->pio(e->opaque, port, t->size, true, &value))
 		e->stop = true;
 	*n = 1;
@@ -349,7 +351,7 @@ static int repeat(struct emu *e, const struct string *t, string_op op, bool comp
 		budget -= n;
 		if (left == n || (compares && !(s->rflags & FL_ZF) == (t->in->rep == 0xf3)))
 			return RUN_NEXT;
-		if (!budget || e->stop)
+		if (!budget || e->stop || e->debug.hit)
 			return RUN_AGAIN;
 	}
 }
@@ -435,6 +437,7 @@ static int run_in_out(struct emu *e, const struct exec_entry *x, uint64_t next)
 	(void)next;
 	if (r)
 		return r;
+	emu_touch_io(e, port, in->opsize);
 	if (e->ops->pio(e->opaque, port, in->opsize, write, &value))
 		e->stop = true;
 	if (!write)

@@ -134,6 +134,8 @@ int emu_set_cr4(struct emu *e, uint64_t v)
 	    (v & CR4_PAE) && mmu_check_pdptes(s, &e->mem, s->cr3))
 		return gp(e);
 	s->cr4 = v;
+	if (changed & CR4_DE)
+		emu_debug_sync(e);
 	if (changed & (CR4_PAE | CR4_PSE | CR4_PGE | CR4_SMEP | CR4_PCIDE))
 		flush(e, EMU_FLUSH_ALL, 0, 0);
 	return 0;
@@ -248,7 +250,17 @@ static int sys_xgetbv(struct emu *e, const struct x86_insn *in, enum emu_result 
 	return 0;
 }
 
-/* SDM 1 13.3: x87 always, AVX only with SSE. */
+/* What CPUID 0xd offers; without a table (tests) what the emulator has. */
+static uint64_t xcr0_supported(const struct emu *e)
+{
+	uint32_t r[4] = { XCR0_SUPPORTED };
+
+	if (e->cpuid)
+		x86_cpuid(e->cpuid, e->s, 0xd, 0, r);
+	return r[0] & XCR0_CARRIED;
+}
+
+/* SDM 1 13.3: x87 always, AVX only with SSE, AVX-512's three only together and with AVX. */
 static int sys_xsetbv(struct emu *e, const struct x86_insn *in, enum emu_result *result)
 {
 	struct x86_state *s = e->s;
@@ -257,11 +269,11 @@ static int sys_xsetbv(struct emu *e, const struct x86_insn *in, enum emu_result 
 	(void)in, (void)result;
 	if (!(s->cr4 & CR4_OSXSAVE))
 		return ud(e);
-	uint64_t supported = has(e, 1, 2, 28) ? XCR0_SUPPORTED : XCR0_X87 | XCR0_SSE;
-
-	if (s->cpl || (uint32_t)s->gpr[RCX] || (v & ~supported) || !(v & XCR0_X87))
+	if (s->cpl || (uint32_t)s->gpr[RCX] || (v & ~xcr0_supported(e)) || !(v & XCR0_X87))
 		return gp(e);
 	if ((v & XCR0_AVX) && !(v & XCR0_SSE))
+		return gp(e);
+	if ((v & XCR0_AVX512) && ((v & XCR0_AVX512) != XCR0_AVX512 || !(v & XCR0_AVX)))
 		return gp(e);
 	s->xcr0 = v;
 	return 0;
@@ -282,11 +294,8 @@ static int check_dr(struct emu *e, unsigned *n)
 		return ud(e);
 	if (s->cpl)
 		return gp(e);
-	if (s->dr[7] & DR7_GD) {
-		s->dr[6] |= DR6_BD;
-		s->dr[7] &= ~(uint64_t)DR7_GD;
-		return emu_raise(e, VEC_DB);
-	}
+	if (s->dr[7] & DR7_GD)
+		return emu_raise_db(e, DR6_BD);
 	if (*n == 4 || *n == 5)
 		*n += 2;
 	return 0;
@@ -317,6 +326,7 @@ static int mov_to_dr(struct emu *e, const struct x86_insn *in)
 	else if (n == 7)
 		v = (v & DR7_WRITABLE) | DR7_FIXED;
 	e->s->dr[n] = v;
+	emu_debug_sync(e);
 	return 0;
 }
 

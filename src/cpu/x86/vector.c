@@ -85,6 +85,7 @@ static int run_gather(struct emu *e, const struct exec_entry *x, uint64_t next)
 	memset(dst.b + n * size, 0, sizeof(dst.b) - n * size);
 	ymm_set(s, in->reg, &dst);
 	ymm_set(s, m, &mask);
+	exec_zero_above_ymm(e, (uint16_t)(1u << in->reg | 1u << m));
 	return RUN_NEXT;
 }
 
@@ -144,6 +145,7 @@ static int run_maskmov(struct emu *e, const struct exec_entry *x, uint64_t next)
 			return r;
 	}
 	ymm_set(s, in->reg, &v);
+	exec_zero_above_ymm(e, (uint16_t)(1u << in->reg));
 	return RUN_NEXT;
 }
 
@@ -210,6 +212,7 @@ static int run_vzero(struct emu *e, const struct exec_entry *x, uint64_t next)
 	memset(s->xsave + XS_YMMH, 0, bytes);
 	if (x->insn.mnemonic == ZYDIS_MNEMONIC_VZEROALL)
 		memset(s->xsave + XS_XMM, 0, bytes);
+	exec_zero_above_ymm(e, bytes == 256 ? 0xffff : 0xff);
 	return RUN_NEXT;
 }
 

@@ -177,6 +177,79 @@ static uint64_t requested(const struct x86_state *s)
 	return mask & s->xcr0;
 }
 
+/* A component behind the header (SDM 1 13.4.2): where it lies in x86_state and in the standard format, which are the same; how much of it the
+ * current mode has; and where it lies in the area at hand. */
+struct component {
+	unsigned state, size, bytes, area;
+};
+
+/* Registers 8..15 and 16..31 do not exist outside 64-bit mode. */
+static unsigned mode_bytes(const struct emu *e, uint64_t bit, unsigned size)
+{
+	if (x86_code64(e->s) || bit == XCR0_OPMASK)
+		return size;
+	return bit == XCR0_HI16_ZMM ? 0 : size / 2;
+}
+
+/* Component `bit` (one of XCR0's from AVX up), of an area whose compacted components are `compact` (0: standard format). */
+static struct component component(const struct emu *e, uint64_t bit, uint64_t compact)
+{
+	struct component c = { .state = XS_YMMH, .size = 256 };
+
+	if (bit != XCR0_AVX) {
+		uint32_t r[4] = { 0 };
+		x86_cpuid(e->cpuid, e->s, 0xd, (uint32_t)__builtin_ctzll(bit), r);
+		c.state = r[1];
+		c.size = r[0];
+		if (c.state < HEADER_END || c.state >= X86_XSAVE_SIZE || c.size > X86_XSAVE_SIZE - c.state)
+			c.state = c.size = 0; /* no such thing on this processor */
+	}
+	c.bytes = mode_bytes(e, bit, c.size);
+	c.area = c.state;
+	if (compact & (bit - 1) & ~(uint64_t)(XCR0_X87 | XCR0_SSE)) {
+		/* 13.4.3: behind the one before. All that are carried are multiples of 64 bytes, so alignment asks for nothing. */
+		uint64_t before = compact & (bit - 1) & XCR0_CARRIED;
+		struct component last = component(e, 1ull << (63 - __builtin_clzll(before)), compact);
+		c.area = last.area + last.size;
+	} else if (compact) {
+		c.area = HEADER_END;
+	}
+	return c;
+}
+
+void exec_zero_above_ymm(struct emu *e, uint16_t regs)
+{
+	if (!(e->s->xcr0 & XCR0_ZMM_HI256))
+		return;
+	struct component c = component(e, XCR0_ZMM_HI256, 0);
+	for (unsigned i = 0; i < 16 && 32 * (i + 1) <= c.size; i++)
+		if (regs >> i & 1)
+			memset(e->s->xsave + c.state + 32 * i, 0, 32);
+}
+
+#define EXTENDED(components) ((components) & XCR0_CARRIED & ~(uint64_t)(XCR0_X87 | XCR0_SSE))
+
+/* Each of `components` behind the header in turn: for (uint64_t rest = EXTENDED(components), bit; (bit = lowest(&rest));) */
+static uint64_t lowest(uint64_t *rest)
+{
+	uint64_t bit = *rest & -*rest;
+
+	*rest &= ~bit;
+	return bit;
+}
+
+static unsigned area_size(const struct emu *e, uint64_t components, uint64_t compact)
+{
+	unsigned size = HEADER_END;
+
+	for (uint64_t rest = EXTENDED(components), bit; (bit = lowest(&rest));) {
+		struct component c = component(e, bit, compact);
+		if (c.area + c.size > size)
+			size = c.area + c.size;
+	}
+	return size;
+}
+
 static bool all_zero(const uint8_t *p, unsigned n)
 {
 	uint64_t v = 0;
@@ -186,8 +259,9 @@ static bool all_zero(const uint8_t *p, unsigned n)
 }
 
 /* XINUSE (SDM 1 13.6): components that are not in their initial configuration. */
-static uint64_t in_use(const struct x86_state *s)
+static uint64_t in_use(const struct emu *e)
 {
+	const struct x86_state *s = e->s;
 	const uint8_t *xs = s->xsave;
 	uint64_t bv = 0;
 	static const uint8_t x87[8] = { 0x7f, 0x03 };
@@ -196,17 +270,15 @@ static uint64_t in_use(const struct x86_state *s)
 		bv |= XCR0_X87;
 	if (!all_zero(xs + XS_XMM, 256))
 		bv |= XCR0_SSE;
-	if (!all_zero(xs + XS_YMMH, 256))
-		bv |= XCR0_AVX;
+	for (uint64_t rest = EXTENDED(s->xcr0), bit; (bit = lowest(&rest));) {
+		struct component c = component(e, bit, 0);
+		if (!all_zero(xs + c.state, c.size))
+			bv |= bit;
+	}
 	return bv;
 }
 
-static unsigned area_size(uint64_t components)
-{
-	return components & XCR0_AVX ? XS_END : HEADER_END;
-}
-
-static int put_components(struct emu *e, const struct x86_insn *in, uint64_t linear, uint64_t components, bool mxcsr)
+static int put_components(struct emu *e, const struct x86_insn *in, uint64_t linear, uint64_t components, uint64_t compact, bool mxcsr)
 {
 	struct x86_state *s = e->s;
 	uint8_t head[24], control[8];
@@ -225,9 +297,11 @@ static int put_components(struct emu *e, const struct x86_insn *in, uint64_t lin
 	}
 	if (!r && (components & XCR0_SSE))
 		r = area_put(e, linear, XS_XMM, s->xsave + XS_XMM, vector_bytes(e));
-	/* The only extended component: at 576 in both formats. */
-	if (!r && (components & XCR0_AVX))
-		r = area_put(e, linear, XS_YMMH, s->xsave + XS_YMMH, vector_bytes(e));
+	for (uint64_t rest = EXTENDED(components), bit; !r && (bit = lowest(&rest));) {
+		struct component c = component(e, bit, compact);
+		if (c.bytes)
+			r = area_put(e, linear, c.area, s->xsave + c.state, c.bytes);
+	}
 	return r;
 }
 
@@ -240,14 +314,14 @@ static int run_xsave(struct emu *e, const struct exec_entry *x, uint64_t next)
 	int r = xsave_allowed(e);
 
 	if (!r)
-		r = area_linear(e, &x->insn, next, area_size(rfbm), 64, true, &linear);
+		r = area_linear(e, &x->insn, next, area_size(e, rfbm, 0), 64, true, &linear);
 	if (!r)
 		r = emu_lin_read(e, linear + XS_BV, &old, 8, false);
 	if (r)
 		return r;
 	exec_fpu_normalise(s);
-	uint64_t used = in_use(s) & rfbm;
-	r = put_components(e, &x->insn, linear, opt ? used : rfbm, rfbm & (XCR0_SSE | XCR0_AVX));
+	uint64_t used = in_use(e) & rfbm;
+	r = put_components(e, &x->insn, linear, opt ? used : rfbm, 0, rfbm & (XCR0_SSE | XCR0_AVX));
 	if (r)
 		return r;
 	old = (old & ~rfbm) | used;
@@ -262,14 +336,14 @@ static int run_xsavec(struct emu *e, const struct exec_entry *x, uint64_t next)
 	int r = xsave_allowed(e);
 
 	if (!r)
-		r = area_linear(e, &x->insn, next, area_size(rfbm), 64, true, &linear);
+		r = area_linear(e, &x->insn, next, area_size(e, rfbm, rfbm | XCOMP_COMPACTED), 64, true, &linear);
 	if (r)
 		return r;
 	exec_fpu_normalise(s);
-	uint64_t used = in_use(s) & rfbm;
+	uint64_t used = in_use(e) & rfbm;
 	if ((rfbm & XCR0_SSE) && load32(s->xsave + XS_MXCSR) != MXCSR_DEFAULT)
 		used |= XCR0_SSE;
-	r = put_components(e, &x->insn, linear, used, used & XCR0_SSE);
+	r = put_components(e, &x->insn, linear, used, rfbm | XCOMP_COMPACTED, used & XCR0_SSE);
 	if (r)
 		return r;
 	header[0] = used;
@@ -296,7 +370,7 @@ static int check_header(struct emu *e, const uint64_t header[8], bool *compact)
 static int run_xrstor(struct emu *e, const struct exec_entry *x, uint64_t next)
 {
 	struct x86_state *s = e->s;
-	uint8_t area[XS_END];
+	uint8_t area[X86_XSAVE_SIZE];
 	uint64_t linear, header[8], rfbm = requested(s);
 	bool compact;
 	int r = xsave_allowed(e);
@@ -312,10 +386,12 @@ static int run_xrstor(struct emu *e, const struct exec_entry *x, uint64_t next)
 	if (r)
 		return r;
 	uint64_t load = header[0] & rfbm;
-	if (load & XCR0_AVX) {
-		r = area_linear(e, &x->insn, next, XS_END, 64, false, &linear);
-		if (!r)
-			r = emu_lin_read(e, linear + XS_YMMH, area + XS_YMMH, vector_bytes(e), false);
+	uint64_t format = compact ? header[1] : 0;
+	for (uint64_t rest = EXTENDED(load), bit; (bit = lowest(&rest));) {
+		struct component c = component(e, bit, format);
+		r = area_linear(e, &x->insn, next, c.area + c.size, 64, false, &linear);
+		if (!r && c.bytes)
+			r = emu_lin_read(e, linear + c.area, area + c.state, c.bytes, false);
 		if (r)
 			return r;
 	}
@@ -339,10 +415,14 @@ static int run_xrstor(struct emu *e, const struct exec_entry *x, uint64_t next)
 		memcpy(s->xsave + XS_XMM, area + XS_XMM, vector_bytes(e));
 	else if (rfbm & XCR0_SSE)
 		memset(s->xsave + XS_XMM, 0, vector_bytes(e));
-	if (load & XCR0_AVX)
-		memcpy(s->xsave + XS_YMMH, area + XS_YMMH, vector_bytes(e));
-	else if (rfbm & XCR0_AVX)
-		memset(s->xsave + XS_YMMH, 0, vector_bytes(e));
+	for (uint64_t rest = EXTENDED(rfbm), bit; (bit = lowest(&rest));) {
+		struct component c = component(e, bit, 0);
+		if (load & bit)
+			memcpy(s->xsave + c.state, area + c.state, c.bytes);
+		else
+			memset(s->xsave + c.state, 0, c.bytes);
+		store64(s->xsave + XS_BV, load64(s->xsave + XS_BV) | bit);
+	}
 	return 0;
 }
 
