@@ -1,6 +1,6 @@
 /*
  * Runs a bare-metal test guest on every accelerator of this build, and in the translator's forced modes:
- * test_guests NAME.elf [cpus=N] [modes=all|NAME|emulated,...]. The output must be the same everywhere and end in "NAME: N checks, 0 failed".
+ * test_guests NAME.elf [cpus=N] [modes=all|NAME,...]. The output must be the same everywhere and end in "NAME: N checks, 0 failed".
  * TRAPLINE_GUEST_MODE=name runs only the mode of this name (as the output shows them), and prints what the guest printed.
  *
  * On KVM the guest is told what is wrong with the host's, found by kvm_defects.c, and may skip sections ("SKIP section: defect"). Each skip is a
@@ -148,12 +148,6 @@ static bool listed(const char *list, const char *name)
 	return false;
 }
 
-/* "emulated" are all but KVM's. */
-static bool chosen(const char *list, const struct guest_mode *mode)
-{
-	return !strcmp(list, "all") || listed(list, mode->name) || (listed(list, "emulated") && !on_kvm(mode));
-}
-
 static const char *line_end(const char *line)
 {
 	const char *end = strchr(line, '\n');
@@ -242,7 +236,7 @@ int main(int argc, char **argv)
 	for (size_t i = 0; i < sizeof(modes) / sizeof(modes[0]); i++) {
 		const struct guest_mode *mode = &modes[i];
 		struct error why;
-		bool wanted = strcmp(list, "all") ? listed(list, mode->name) : !mode->irqchip; /* KVM's by name: what it can run depends on the host */
+		bool wanted = listed(list, mode->name) || (listed(list, "all") && !mode->irqchip); /* KVM's by name */
 		if (only ? strcmp(only, mode->name) : !wanted)
 			continue;
 		const struct accel_ops *accel = accel_find(mode->accel);
