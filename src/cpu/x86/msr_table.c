@@ -1,6 +1,5 @@
 #include "cpu/x86/msr_table.h"
 
-#include <inttypes.h>
 #include <stddef.h>
 
 #include "cpu/x86/mmu.h"
@@ -224,33 +223,4 @@ bool x86_msr_value_ok(const struct x86_msr *m, uint64_t v)
 		break;
 	}
 	return true;
-}
-
-/* --- for people --- */
-
-static const char *const policies[] = {
-	[X86_MSR_STATE] = "the guest's own",
-	[X86_MSR_OWN] = "the guest's own",
-	[X86_MSR_LAPIC] = "the LAPIC's",
-	[X86_MSR_CLOCK] = "the clock's",
-	[X86_MSR_KVM] = "KVM's; else #GP",
-	[X86_MSR_CONSTANT] = "constant",
-	[X86_MSR_IGNORED] = "constant, writes ignored",
-	[X86_MSR_REFUSED] = "#GP",
-};
-
-void x86_msr_print(FILE *to)
-{
-	fprintf(to, "| MSR | name | group | policy | why |\n|---|---|---|---|---|\n");
-	for (int i = 0; i < x86_msrs_count; i++) {
-		const struct x86_msr *m = &x86_msrs[i];
-
-		fprintf(to, "| %" PRIx32, m->first);
-		if (m->count > 1)
-			fprintf(to, "-%" PRIx32, m->first + m->count - 1);
-		fprintf(to, " | %s | %s | %s", m->name, m->group, policies[m->kind]);
-		if (m->value)
-			fprintf(to, " %#" PRIx64, m->value);
-		fprintf(to, " | %s |\n", m->why);
-	}
 }

@@ -10,7 +10,6 @@
 
 #include <stdbool.h>
 #include <stdint.h>
-#include <stdio.h>
 
 struct x86_state;
 
@@ -53,8 +52,5 @@ static inline uint64_t *x86_msr_field(struct x86_state *s, const struct x86_msr 
 
 /* Whether `v` may be written to a STATE register. */
 bool x86_msr_value_ok(const struct x86_msr *m, uint64_t v);
-
-/* The policy as a table in Markdown, one line a row. */
-void x86_msr_print(FILE *to);
 
 #endif
