@@ -193,6 +193,7 @@ static bool take_interrupt(struct kvm_step *step, enum emu_result *result)
 
 enum how {
 	HOW_FAILED, /* KVM gave up */
+	HOW_FAULT,  /* it is the first of the #PF handler, or a lost SYSCALL is behind the fault */
 	HOW_INT3,   /* it is an INT3 that the debugger leaves to the guest */
 	HOW_DEBUG,  /* a debugger steps */
 };
@@ -219,6 +220,8 @@ static int run(struct accel_vcpu *v, enum how how, bool *done)
 	debugger_apply(d, &step->emu);
 	if (!taken && how == HOW_DEBUG && !step->alone)
 		taken = take_interrupt(step, &result);
+	if (how == HOW_FAULT)
+		kvm_syscall_undo(&step->emu);
 	if (!taken)
 		result = how == HOW_INT3 ? debugger_pass_int3(&step->emu) : emu_step(&step->emu);
 	if (step->abandoned) {
@@ -239,6 +242,7 @@ static int run(struct accel_vcpu *v, enum how how, bool *done)
 	r = kvm_state_set(v, &step->s);
 	if (r)
 		return r;
+	kvm_syscall_prepare(v, &step->emu);
 	if (result == EMU_SHUTDOWN) {
 		struct accel_exit x = { .kind = ACCEL_EXIT_SHUTDOWN };
 		r = kvm_leave(v, &x);
@@ -252,6 +256,12 @@ int kvm_step_run(struct accel_vcpu *v)
 {
 	bool done;
 	return run(v, HOW_FAILED, &done);
+}
+
+int kvm_step_fault_handler(struct accel_vcpu *v)
+{
+	bool done;
+	return run(v, HOW_FAULT, &done);
 }
 
 int kvm_step_int3(struct accel_vcpu *v)
