@@ -260,7 +260,7 @@ static int choose_backing(const struct machine *m, enum ram_backing *out, struct
 }
 
 /* The machine, from RAM to the last device. The kernel is loaded first: most mistakes of the user show there. */
-static int build(struct machine *m, struct error *err)
+static int build_around(struct machine *m, struct boot_files *files, struct error *err)
 {
 	struct load_result boot;
 	uint64_t max = m->config.memory_max;
@@ -274,7 +274,7 @@ static int build(struct machine *m, struct error *err)
 		r = ram_create_as(&m->ram, &ram, err);
 	if (r)
 		return r;
-	if ((r = boot_prepare(&boot, &m->config, machine_virtio_mmio(m->virtio), &m->ram, err)))
+	if ((r = boot_prepare(&boot, files, &m->config, machine_virtio_mmio(m->virtio), &m->ram, err)))
 		return r;
 
 	const struct vm_config vm_config = {
@@ -364,6 +364,14 @@ static int choose_irqchip(struct machine *m, struct error *err)
 		return error_set(err, EINVAL, "--irqchip kernel: KVM's IOAPIC has no inputs left for devices with transport=mmio; give split or user");
 	m->irqchip = (enum accel_irqchip)i;
 	return 0;
+}
+
+static int build(struct machine *m, struct error *err)
+{
+	struct boot_files files = { 0 };
+	struct error late;
+	int r = build_around(m, &files, err), copied = boot_finish(&files, &late);
+	return r || !copied ? r : error_set(err, -copied, "%s", late.text);
 }
 
 int machine_create(struct machine **out, const struct machine_config *config, struct error *err)
