@@ -248,12 +248,12 @@ static bool cr4_any(struct box *b)
 }
 
 /* All pages of the box are the user's. */
-CODE(set_smap, "mov %cr4, %rax\n bts $21, %rax\n mov %rax, %cr4\n lea 1f(%rip), %rax\n lea (%rax,%rsi), %rax\n jmp *%rax\n 1: nop\n hlt");
+CODE(set_smap, "mov %cr4, %rax\n bts $21, %rax\n mov %rax, %cr4\n lea 1f(%rip), %rax\n lea (%rax,%rsi), %rax\n jmp *%rax\n 1: ud2");
 static bool smap_fetch(struct box *b)
 {
 	LOAD(b, set_smap, RING0);
 	b->regs.rsi = BOX_PAGES;
-	return box_run(b) != BOX_HLT;
+	return box_run(b) != UD;
 }
 
 /* --- 32-bit protected mode --- */
@@ -397,7 +397,7 @@ static const struct probe {
 	{ { "msr-any", "WRMSR takes an address that is not canonical" }, msr_any },
 	{ { "ltr-16", "LTR takes a 16-bit TSS in long mode" }, ltr_16 },
 	{ { "cr4-any", "CR4.PKE can be set although CPUID has no PKU" }, cr4_any },
-	{ { "smap-fetch", "SMAP keeps ring 0 from running code on the user's pages: that is for SMEP" }, smap_fetch },
+	{ { "smap-fetch", "SMAP keeps ring 0 from raising #UD on the user's pages: as if fetches were reads" }, smap_fetch },
 	{ { "no-paging-32", "paging cannot be switched on outside long mode" }, no_paging_32 },
 	{ { "frame-base", "an exception in ring 0 does not add the base of SS to where its frame goes" }, frame_base },
 	{ { "down-limit", "an access over the end of an expand-down segment is let through" }, down_limit },
