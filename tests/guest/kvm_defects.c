@@ -333,6 +333,42 @@ static bool user_am(struct box *b)
 	return box_run(b) != UD;
 }
 
+CODE(tsc, "rdtsc\n ud2");
+static bool user_tsd(struct box *b)
+{
+	LOAD(b, tsc, RING3);
+	b->sregs.cr4 |= 4;
+	return box_run(b) != GP;
+}
+
+CODE(sysenter, "sysenter\n ud2\n hlt");
+static bool user_sysenter(struct box *b)
+{
+	LOAD(b, sysenter, RING3);
+	set_msr(b, 0x174, BOX_KCODE);
+	set_msr(b, 0x175, BOX_STACK);
+	set_msr(b, 0x176, BOX_CODE + 4);
+	return box_run(b) != BOX_HLT;
+}
+
+CODE(no_sce, "mov $0xc0000080, %ecx\n rdmsr\n and $~1, %eax\n wrmsr\n sysretq\n hlt");
+static bool sce_any(struct box *b)
+{
+	return RUN(b, no_sce, RING0) != UD;
+}
+
+CODE(sysexit, "mov $0x174, %ecx\n mov $3, %eax\n xor %edx, %edx\n wrmsr\n lea 1f(%rip), %rdx\n mov %rsp, %rcx\n sysexitq\n 1: ud2");
+static bool sysexit_null(struct box *b)
+{
+	return RUN(b, sysexit, RING0) != GP;
+}
+
+CODE(iopl, "mov %rsp, %rbx\n push $0x10\n push %rbx\n push $0x3002\n push $8\n lea 1f(%rip), %rax\n push %rax\n iretq\n 1: pushf\n pop %rax\n hlt");
+static bool no_iopl(struct box *b)
+{
+	return RUN(b, iopl, RING0) != BOX_HLT || (b->regs.rax & 0x3000) != 0x3000;
+}
+
 CODE(lar, "mov $0x1b, %ecx\n lar %ecx, %eax\n ud2");
 static bool user_lar(struct box *b)
 {
@@ -404,6 +440,11 @@ static const struct probe {
 	{ { "user-bp", "DR0 to DR3 do not trigger in ring 3" }, user_bp },
 	{ { "data-bp", "data breakpoints do not trigger in ring 0" }, data_bp },
 	{ { "user-am", "RFLAGS.AC checks alignment in ring 3 although CR0.AM is clear" }, user_am },
+	{ { "user-tsd", "CR4.TSD does not keep ring 3 from RDTSC" }, user_tsd },
+	{ { "user-sysenter", "SYSENTER in ring 3 does not get to ring 0" }, user_sysenter },
+	{ { "sce-any", "SYSRET does not mind EFER.SCE" }, sce_any },
+	{ { "sysexit-null", "64-bit SYSEXIT takes a null selector with an RPL in IA32_SYSENTER_CS" }, sysexit_null },
+	{ { "no-iopl", "IRET in ring 0 does not load IOPL" }, no_iopl },
 	{ { "user-lar", "LAR in ring 3 does not find the GDT" }, user_lar },
 	{ { "user-cr1", "MOV from CR1 in ring 3 raises #GP, not #UD" }, user_cr1 },
 	{ { "user-mf", "#MF in ring 3 arrives as another exception" }, user_mf },
