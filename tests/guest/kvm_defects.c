@@ -321,6 +321,26 @@ static bool data_bp(struct box *b)
 	return box_run(b) != DB;
 }
 
+CODE(out_80, "outb %al, $0x80\n nop\n ud2");
+static bool io_bp(struct box *b)
+{
+	LOAD(b, out_80, RING0);
+	b->sregs.cr4 |= 8;
+	set_point(b, 0x80, 1 | 2 << 16);
+	int end = box_run(b);
+	if (end == BOX_OTHER && b->run->exit_reason == KVM_EXIT_IO)
+		end = box_run(b);
+	return end != DB;
+}
+
+CODE(tf_lfence, "lfence\n nop\n nop\n ud2");
+static bool step_late(struct box *b)
+{
+	LOAD(b, tf_lfence, RING0);
+	b->regs.rflags |= 0x100;
+	return box_run(b) != DB || frame(b, 0) != BOX_CODE + 3;
+}
+
 /* --- more of ring 3 --- */
 
 /* To ring 3 with RFLAGS from r8. */
@@ -439,6 +459,8 @@ static const struct probe {
 	{ { "down-limit", "an access over the end of an expand-down segment is let through" }, down_limit },
 	{ { "user-bp", "DR0 to DR3 do not trigger in ring 3" }, user_bp },
 	{ { "data-bp", "data breakpoints do not trigger in ring 0" }, data_bp },
+	{ { "io-bp", "port breakpoints do not trigger in ring 0" }, io_bp },
+	{ { "step-late", "in ring 0 TF traps late after LFENCE, SWAPGS or IN" }, step_late },
 	{ { "user-am", "RFLAGS.AC checks alignment in ring 3 although CR0.AM is clear" }, user_am },
 	{ { "user-tsd", "CR4.TSD does not keep ring 3 from RDTSC" }, user_tsd },
 	{ { "user-sysenter", "SYSENTER in ring 3 does not get to ring 0" }, user_sysenter },

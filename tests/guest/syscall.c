@@ -121,7 +121,7 @@ static void sysrets(void)
 	section("SYSRET: flags");
 	wrmsr(STAR, (u64)0x20 << 48 | (u64)KCODE << 32);
 	static const u64 flags[] = { 0, ~0ull & ~(u64)(F_TF | F_NT), STATUS, F_IF, 3 << 12, F_RF, 1 << 17, F_AC | F_ID };
-	u64 iopl = skipping("SYSRET: IOPL", "no-iopl") ? 3 << 12 : 0;
+	u64 iopl = skipping("IOPL by SYSRET", "no-iopl") ? 3 << 12 : 0;
 	for (unsigned i = 0; i < sizeof(flags) / sizeof(flags[0]); i++) {
 		struct frame f = kernel_frame(do_sysret);
 		f.rcx = user_alias(entry), f.r11 = flags[i] & ~iopl;
@@ -196,7 +196,7 @@ static void sysenters(void)
 		}
 	}
 	section("SYSEXIT");
-	bool any_cs = skipping("SYSEXIT: selector 3", "sysexit-null");
+	bool any_cs = skipping("selector 3 in SYSEXIT", "sysexit-null");
 	for (unsigned i = 0; i < sizeof(segments) / 2; i++)
 		for (unsigned wide = 0; wide < 2; wide++) {
 			bool refused = !(segments[i] & 0xfffc);
