@@ -107,21 +107,22 @@ static inline void hpet_write(unsigned reg, u64 value)
 	*(volatile u64 *)(HPET + reg) = value;
 }
 
-/* Lines that a test holds as it likes. HPET timer 0 or 1, level-triggered, drives pin 10 or 11 from its match until its status is cleared. */
+/* Lines that a test holds as it likes. HPET timer 0 or 1, level-triggered, drives pin 10 or 11 while its status is set and it is enabled
+ * (IA-PC HPET 2.3.8: status bits are set either way), so enabling it raises the line. */
 static inline void line_up(unsigned pin)
 {
 	unsigned t = pin - 10;
 	hpet_write(0x10, hpet(0x10) | 1);
-	hpet_write(0x100 + 0x20 * t, (u64)pin << 9 | 2 | 4);
-	/* In the future when it arrives, but not far; on a slow host another try. */
+	hpet_write(0x100 + 0x20 * t, (u64)pin << 9 | 2);
+	/* A match that lies in the future when it arrives: on a slow host another try. */
 	for (u64 ahead = 1000; !(hpet(0x20) >> t & 1); ahead *= 2) {
 		u64 at = hpet(0xf0) + ahead;
 		hpet_write(0x108 + 0x20 * t, at);
 		while (!(hpet(0x20) >> t & 1) && hpet(0xf0) < at + 100000)
 			pause();
 	}
-	/* no second match soon */
-	hpet_write(0x108 + 0x20 * t, hpet(0xf0) - 1);
+	hpet_write(0x108 + 0x20 * t, hpet(0xf0) - 1); /* no second one soon */
+	hpet_write(0x100 + 0x20 * t, (u64)pin << 9 | 2 | 4);
 }
 
 static inline void line_down(unsigned pin)
