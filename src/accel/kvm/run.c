@@ -227,15 +227,16 @@ static int attend(struct accel_vcpu *v)
 static int run_once(struct accel_vcpu *v)
 {
 	v->run->immediate_exit = 0;
-	if (atomic_load(&v->request)) {
+	if (atomic_load(&v->request) && !kvm_debug_in_step(v)) {
 		kvm_finish(v);
 		int rc = attend(v);
 		if (rc)
 			return rc;
 	}
 	if (v->debugger.armed) {
-		int rc = kvm_debug_before(v);
-		if (rc)
+		bool done;
+		int rc = kvm_debug_before(v, &done);
+		if (rc || done)
 			return rc;
 	}
 	if (!kvm_debug_holds_irq(v) && inject(v))
