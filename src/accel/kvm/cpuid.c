@@ -11,15 +11,17 @@
 
 enum { EAX, EBX, ECX, EDX };
 
-/* Registers that are feature bits (SDM 2A CPUID; AMD APM 3 E.4), and those of them that do not depend on KVM: our interrupt controllers'
- * (x2APIC 21, TSC deadline 24, APIC 9) and the hypervisor bit (31). */
+#define TSC_DEADLINE (1u << 24) /* leaf 1 ECX */
+
+/* Registers that are feature bits (SDM 2A CPUID; AMD APM 3 E.4), and those of them that do not depend on KVM: the hypervisor bit (31), and
+ * while the LAPIC is ours what it has (x2APIC 21, TSC deadline 24, APIC 9). */
 static const struct {
 	uint32_t leaf;
 	uint8_t subleaf, reg;
-	uint32_t ours;
+	uint32_t ours, lapic;
 } features[] = {
-	{ 1, 0, ECX, 1u << 21 | 1u << 24 | 1u << 31 },
-	{ 1, 0, EDX, 1u << 9 },
+	{ 1, 0, ECX, 1u << 31, 1u << 21 | TSC_DEADLINE },
+	{ 1, 0, EDX, 0, 1u << 9 },
 	{ 7, 0, EBX, 0 },
 	{ 7, 0, ECX, 0 },
 	{ 7, 0, EDX, 0 },
@@ -27,7 +29,7 @@ static const struct {
 	{ 0xd, 0, EAX, 0 },
 	{ 0xd, 1, EAX, 0 },
 	{ 0x80000001, 0, ECX, 0 },
-	{ 0x80000001, 0, EDX, 1u << 9 },
+	{ 0x80000001, 0, EDX, 0, 1u << 9 },
 	{ 0x80000007, 0, EDX, 1u << 8 }, /* invariant TSC: whether the guest's time is steady is our business */
 	{ 0x80000008, 0, EBX, 0 },
 };
@@ -58,11 +60,25 @@ static uint32_t supported(const struct kvm_cpuid2 *k, uint32_t leaf, uint32_t su
 	return 0;
 }
 
-static void cut(struct x86_cpuid_leaf *l, const struct kvm_cpuid2 *k)
+static void cut(const struct accel_vcpu *v, struct x86_cpuid_leaf *l, const struct kvm_cpuid2 *k)
 {
+	bool lapic = kvm_has_lapic(v->vm);
 	for (size_t i = 0; i < sizeof(features) / sizeof(features[0]); i++)
 		if (features[i].leaf == l->leaf && features[i].subleaf == (l->has_subleaf ? l->subleaf : 0))
-			*reg_of(l, features[i].reg) &= supported(k, l->leaf, features[i].subleaf, features[i].reg) | features[i].ours;
+			*reg_of(l, features[i].reg) &= supported(k, l->leaf, features[i].subleaf, features[i].reg) | features[i].ours |
+						       (lapic ? 0 : features[i].lapic);
+	if (lapic && l->leaf == 0x40000001)
+		l->eax = kvm_paravirt(supported(k, 0x40000001, 0, EAX));
+}
+
+/* Older kernels have the LAPIC's deadline timer by a capability only. */
+static void add_tsc_deadline(const struct accel_vcpu *v, struct kvm_cpuid2 *k)
+{
+	if (ioctl(v->vm->kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_TSC_DEADLINE_TIMER) <= 0)
+		return;
+	for (unsigned i = 0; i < k->nent; i++)
+		if (k->entries[i].function == 1)
+			k->entries[i].ecx |= TSC_DEADLINE;
 }
 
 int kvm_cpuid_set(struct accel_vcpu *v)
@@ -76,9 +92,13 @@ int kvm_cpuid_set(struct accel_vcpu *v)
 		r = -errno;
 		goto out;
 	}
+	if (kvm_has_lapic(v->vm)) {
+		add_tsc_deadline(v, k);
+		kvm_paravirt_enforce(v);
+	}
 	v->cpuid = *v->config.cpuid;
 	for (int i = 0; i < v->cpuid.n; i++)
-		cut(&v->cpuid.leaf[i], k);
+		cut(v, &v->cpuid.leaf[i], k);
 	k->nent = 0;
 	for (int i = 0; i < v->cpuid.n; i++)
 		k->entries[k->nent++] = (struct kvm_cpuid_entry2){

@@ -115,6 +115,13 @@ int kvm_vcpu_run(struct accel_vcpu *v);
 void kvm_vcpu_kick(struct accel_vcpu *v);
 void kvm_vcpu_nmi(struct accel_vcpu *v);
 
+/* --- paravirt.c --- */
+
+/* Of the features in KVM's leaf 0x40000001 EAX, those that the guest is offered. */
+uint32_t kvm_paravirt(uint32_t supported);
+/* Let KVM refuse MSRs and hypercalls of features that CPUID does not offer. 0, or -1 where KVM cannot (before Linux 5.10). */
+int kvm_paravirt_enforce(struct accel_vcpu *v);
+
 /* --- irqchip.c --- */
 
 /* KVM's own controllers, before there is a vCPU: as vm->irqchip says. 0 or -errno with err. */
