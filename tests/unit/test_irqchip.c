@@ -100,13 +100,28 @@ struct bench {
 	bool ready;
 	unsigned lower_after; /* the level line falls when its handler said so often that it ran */
 	struct irq_line level;
+	bool ends_early;     /* KVM's defect, see look_at_isr */
 	char written[128]; /* by the guest, around the doorbells */
 };
+
+/* On the vCPU's thread, in the handler of `vector`. A LAPIC has it in service until its EOI (SDM 3A 11.8.4). The software KVM of some hosts ends
+ * an interrupt when it delivers it; a level that falls in its handler has then been asked for once more already. */
+static void look_at_isr(struct bench *b, uint8_t vector)
+{
+	struct accel_lapic lapic;
+	if (b->vm->config.irqchip == ACCEL_IRQCHIP_USER || vector == VEC_PIC)
+		return;
+	if (b->vm->config.accel->chip->get_lapic(b->vm->vcpu[0].accel, &lapic))
+		return;
+	b->ends_early |= !(lapic.reg[0x10 + vector / 32] >> vector % 32 & 1);
+}
 
 static void on_port(void *opaque, uint64_t offset, unsigned size, uint64_t value)
 {
 	struct bench *b = opaque;
 	(void)size;
+	if (offset == 0)
+		look_at_isr(b, (uint8_t)value);
 	if (offset == 0)
 		b->count[value & 0xff]++;
 	else
@@ -178,8 +193,8 @@ static bool wait_for(struct bench *b, const unsigned *what, unsigned n)
 	return true;
 }
 
-/* The handler of `vector` ran n times in all, and no more. */
-static void expect(struct bench *b, uint8_t vector, unsigned n)
+/* The handler of `vector` ran n times in all, or up to `more` times more. */
+static void expect_up_to(struct bench *b, uint8_t vector, unsigned n, unsigned more)
 {
 	pthread_mutex_lock(&b->lock);
 	wait_for(b, &b->count[vector], n);
@@ -188,7 +203,13 @@ static void expect(struct bench *b, uint8_t vector, unsigned n)
 	pthread_mutex_lock(&b->lock);
 	unsigned seen = b->count[vector];
 	pthread_mutex_unlock(&b->lock);
-	assert_int_equal(seen, n);
+	if (seen < n || seen > n + more)
+		fail_msg("vector %#x came %u times, not %u", vector, seen, n);
+}
+
+static void expect(struct bench *b, uint8_t vector, unsigned n)
+{
+	expect_up_to(b, vector, n, 0);
 }
 
 static void set_line(struct bench *b, int gsi, int level)
@@ -281,19 +302,19 @@ static void lines(struct bench *b)
 		expect(b, VEC_PIN + EDGE, i);
 		set_line(b, EDGE, 0);
 	}
-	/* A level comes again after each EOI as long as it is up. */
-	pthread_mutex_lock(&b->lock);
-	b->level = irqchip_line(b->vm->irqchip, LEVEL);
-	b->lower_after = 3;
-	irq_set(&b->level, 1);
-	pthread_mutex_unlock(&b->lock);
-	expect(b, VEC_PIN + LEVEL, 3);
-	/* ... and once when its handler lowers it. */
-	pthread_mutex_lock(&b->lock);
-	b->lower_after = 4;
-	irq_set(&b->level, 1);
-	pthread_mutex_unlock(&b->lock);
-	expect(b, VEC_PIN + LEVEL, 4);
+	/* A level comes again after each EOI as long as it is up, and once when its handler lowers it at once. */
+	unsigned before = 0;
+	for (int times = 3; times > 0; times -= 2) {
+		pthread_mutex_lock(&b->lock);
+		b->level = irqchip_line(b->vm->irqchip, LEVEL);
+		b->lower_after = before + (unsigned)times;
+		irq_set(&b->level, 1);
+		pthread_mutex_unlock(&b->lock);
+		expect_up_to(b, VEC_PIN + LEVEL, before + (unsigned)times, b->ends_early);
+		pthread_mutex_lock(&b->lock);
+		before = b->count[VEC_PIN + LEVEL];
+		pthread_mutex_unlock(&b->lock);
+	}
 }
 
 static void pic(struct bench *b)
@@ -424,6 +445,8 @@ static void everywhere(void **state)
 	messages(&b);
 	irqfds(&b);
 	doorbells(&b);
+	if (b.ends_early)
+		print_message("%s: this KVM's LAPIC ends interrupts when it delivers them; a level may come once more\n", p->name);
 	/* All that with a LAPIC and HLT in the kernel is no exit. */
 	if (p->irqchip != ACCEL_IRQCHIP_USER)
 		assert_int_equal(vcpu_exits(&b.vm->vcpu[0], ACCEL_EXIT_HLT), 0);
