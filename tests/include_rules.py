@@ -51,7 +51,7 @@ MAY_INCLUDE = {
     "machine": ["base", "mem", "cpu", "vm", "accel/accel.h", "guestabi", "irqchip", "chardev", "device", "pci",
                 "block", "net", "load", "gdb/server.h"],
     "control": ["base", "machine"] + VM_LOWER,
-    "cli": ["base", "machine", "control", "gdb/server.h", "block/block.h", "accel/accel.h", "chardev/terminal.h"],
+    "cli": ["base", "machine", "control", "gdb/server.h", "block/block.h", "accel/accel.h", "chardev/terminal.h", "cpu/x86/cpu_model.h"],
 }
 
 # System headers that only one folder may know.

@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include "cpu/x86/cpu_model.h"
+
 /* In order of preference; accel/fake is for tests and not listed. */
 static const struct accel_ops *const accels[] = {
 	&accel_kvm,
@@ -21,4 +23,12 @@ const struct accel_ops *accel_find(const char *name)
 		if (strcmp((*a)->name, name) == 0)
 			return *a;
 	return NULL;
+}
+
+int accel_cpu_offer(const struct accel_ops *accel, struct x86_cpu_offer *out, struct error *err)
+{
+	if (accel->cpu_offer)
+		return accel->cpu_offer(out, err);
+	x86_cpu_offer_emulated(out, accel->name);
+	return 0;
 }

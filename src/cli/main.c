@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "block/block.h"
 #include "cli/commands.h"
+#include "cli/cpu_help.h"
 #include "cli/doctor.h"
 #include "cli/options.h"
 #include "cli/run.h"
@@ -39,6 +40,8 @@ static int command_run(int argc, char **argv)
 		options_print_help(stdout);
 		return 0;
 	}
+	if (options.cpu_help)
+		return cpu_help_print(stdout);
 	clock_start(); /* machine_create finishes it */
 	return run_vm(&options);
 }

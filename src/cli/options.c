@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/keyval.h"
 #include "control/runtime.h"
+#include "cpu/x86/cpu_model.h"
 #include "gdb/server.h"
 #include "machine/pc.h"
 
@@ -118,6 +119,16 @@ static int parse_cpus(struct run_options *o, const char *value, struct error *er
 		return error_set(err, EINVAL, "--cpus %s: a VM has 1 to %d CPUs", value, MACHINE_MAX_CPUS);
 	o->cpus = n;
 	return 0;
+}
+
+static int parse_cpu(struct run_options *o, const char *value, struct error *err)
+{
+	struct x86_cpu_request request;
+	o->cpu_help = !strcmp(value, "help") || !strcmp(value, "?");
+	o->cpu = value;
+	if (!*value)
+		return error_set(err, EINVAL, "--cpu is empty; give a model, for example --cpu host, or leave the option out");
+	return o->cpu_help ? 0 : x86_cpu_parse(&request, value, err);
 }
 
 /* What chardev_open takes, and "socket", which is the one of trapline console. */
@@ -306,6 +317,7 @@ static const struct option options[] = {
 	{ "append", "STRING", "the kernel command line, e.g. \"console=ttyS0\"", parse_append },
 	{ "memory", "SIZE[,max=SIZE]", "RAM, e.g. 512M or 2G (default 512M), and what it may grow to", parse_memory },
 	{ "cpus", "N", "virtual CPUs, 1 to 16 (default 1)", parse_cpus },
+	{ "cpu", "MODEL[,+feature][,-feature]", "the processor the guest sees: trapline, host, x86-64, x86-64-v2, ...; --cpu help lists all", parse_cpu },
 	{ "disk", "FILE[,key=value...]", "a disk: an image or an NBD export; again for more disks", parse_disk, .repeat = true },
 	{ "net", "TYPE[,key=value...]", "a network card: user, passt, tap, socket or none; again for more", parse_net, .repeat = true },
 	{ "share", "DIR[,key=value...]", "a host folder that the guest can mount; again for more", parse_share, .repeat = true },
@@ -413,6 +425,8 @@ int options_parse(struct run_options *o, int argc, char *const *argv, struct err
 		if (r)
 			return r;
 	}
+	if (o->cpu_help)
+		return 0;
 	if (!o->kernel)
 		return error_set(err, EINVAL, "no kernel to run; give one with --kernel FILE");
 	if (o->console && o->serial && !strcmp(o->console, o->serial) && (!strcmp(o->serial, "stdio") || !strcmp(o->serial, "socket")))

@@ -31,6 +31,8 @@ struct run_options {
 	const char *vsock, *console, *balloon, *rng; /* or NULL */
 	const char *ports[MACHINE_MAX_PORTS];
 	unsigned nports;
+	const char *cpu;    /* model and features, or NULL */
+	bool cpu_help;	    /* --cpu help: print the table */
 	const char *gdb;    /* where gdb connects, or NULL */
 	uint64_t memory;    /* bytes */
 	uint64_t memory_max; /* bytes; 0: no more than memory */

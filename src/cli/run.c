@@ -234,6 +234,7 @@ static int run_machine(const struct run_options *o, const struct accel_ops *acce
 		.memory = o->memory,
 		.memory_max = o->memory_max,
 		.ncpus = o->cpus,
+		.cpu = o->cpu,
 		.serial = reach_serial(reach, o->serial),
 		.runtime_dir = reach->runtime ? runtime_path(reach->runtime) : NULL,
 		.name = reach->runtime ? runtime_name(reach->runtime) : NULL,

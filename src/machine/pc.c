@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "chardev/chardev.h"
+#include "cpu/x86/cpu_model.h"
 #include "cpu/x86/state.h"
 #include "device/debugexit.h"
 #include "device/hpet.h"
@@ -31,6 +32,7 @@
 
 struct machine {
 	struct machine_config config; /* [I] */
+	struct x86_cpu cpu; /* [I] what the guest is shown */
 	pthread_mutex_t device_lock;
 	struct loop *loop; /* [I] */
 	struct gdb_server *gdb;	      /* or NULL */
@@ -257,6 +259,7 @@ static int build(struct machine *m, struct error *err)
 		.loop = m->loop,
 		.device_lock = &m->device_lock,
 		.ncpus = m->config.ncpus,
+		.cpu = &m->cpu,
 		.irqchip = m->irqchip,
 		.kvm_leaves = true,
 		.code_cache_size = m->config.code_cache_size,
@@ -285,6 +288,21 @@ static int build(struct machine *m, struct error *err)
 	if (m->gdb)
 		gdb_server_attach(m->gdb, vm, m->boots == 1);
 	return 0;
+}
+
+/* The processor that --cpu and the accelerator agree on. */
+static int choose_cpu(struct machine *m, struct error *err)
+{
+	struct x86_cpu_request request = { 0 };
+	struct x86_cpu_offer offer;
+	int r = m->config.cpu ? x86_cpu_parse(&request, m->config.cpu, err) : 0;
+	if (!r)
+		r = accel_cpu_offer(m->config.accel, &offer, err);
+	if (!r)
+		r = x86_cpu_resolve(&m->cpu, &request, &offer, err);
+	if (!r)
+		log_info("processor: %s, as %s", m->cpu.model->name, m->cpu.id.host ? "this host's" : m->cpu.id.brand);
+	return r;
 }
 
 /* Whose interrupt controllers. An in-kernel IOAPIC has 24 pins, so it has none for virtio-mmio devices. */
@@ -345,7 +363,9 @@ int machine_create(struct machine **out, const struct machine_config *config, st
 	m->ram.fd = -1;
 	pthread_mutex_init(&m->lock, NULL);
 	pthread_mutex_init(&m->device_lock, NULL);
-	int r = loop_create(&m->loop, &m->device_lock, err);
+	int r = choose_cpu(m, err);
+	if (!r)
+		r = loop_create(&m->loop, &m->device_lock, err);
 	const struct chardev_config chardev = { .loop = m->loop, .quit = on_quit, .opaque = m };
 	if (!r)
 		r = machine_virtio_open(&m->virtio, &m->config, m->loop, &chardev, err);

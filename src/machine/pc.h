@@ -36,6 +36,7 @@ struct machine_config {
 	uint64_t memory;	       /* bytes, a multiple of 4 KiB (1 MiB from the CLI) */
 	uint64_t memory_max;	       /* bytes that the guest may come to have: room for virtio-mem; 0: none */
 	unsigned ncpus;		       /* 1..MACHINE_MAX_CPUS */
+	const char *cpu;	       /* MODEL[,+feature|,-feature...], see cpu/x86/cpu_model.h; NULL: the accelerator's default */
 	const char *irqchip;	       /* "kernel", "split", "user"; "auto" or NULL: what is best for the accelerator */
 	const char *serial;	       /* COM1: what chardev_open takes; NULL is "none" */
 	const char *runtime_dir;       /* folder of this VM's own sockets, or NULL */

@@ -476,6 +476,7 @@ int vcpu_create(struct vcpu *v, struct vm *vm, unsigned index, struct error *err
 		.ncpus = vm->ncpus,
 		.tsc_hz = vm->config.tsc_hz ? vm->config.tsc_hz : clock_tsc_hz(),
 		.kvm_leaves = vm->config.kvm_leaves,
+		.cpu = vm->config.cpu,
 	};
 	x86_cpuid_build(&v->cpuid, &policy);
 	struct accel_vcpu_config config = {

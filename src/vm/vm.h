@@ -23,6 +23,7 @@
 struct accel_ops;
 struct accel_vm;
 struct error;
+struct x86_cpu;
 
 #define VM_MAX_CPUS LAPIC_MAX
 
@@ -32,6 +33,7 @@ struct vm_config {
 	struct loop *loop;     /* outlives the VM */
 	pthread_mutex_t *device_lock; /* the loop's; outlives the VM */
 	unsigned ncpus;
+	const struct x86_cpu *cpu; /* what processor the guest is shown; NULL: the translator's default. Outlives the VM */
 	enum accel_irqchip irqchip; /* one that the accelerator has */
 	uint64_t tsc_hz;       /* of the guest's TSC, where its state was made at another host; 0: this host's */
 	bool kvm_leaves;       /* tell the guest it runs under KVM's paravirtual interface (kvm-clock) */

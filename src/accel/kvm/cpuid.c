@@ -1,117 +1,183 @@
 /*
- * CPUID under KVM: the table that the vCPU was given, feature by feature cut to what KVM_GET_SUPPORTED_CPUID lists.
+ * CPUID under KVM: what it can show (for --cpu), and telling it the vCPU's table.
+ *
+ * KVM decides some bits itself (OSXSAVE, the APIC's), and a software KVM many more: what the guest sees in the end is what KVM_GET_CPUID2
+ * says, and the emulator goes by that too.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/ioctl.h>
+#include <unistd.h>
 
 #include "accel/kvm/kvm_internal.h"
+#include "base/error.h"
+#include "base/log.h"
+#include "cpu/x86/cpu_model.h"
 
-#define SUPPORTED_MAX 256
+#define ENTRIES_MAX 256
 
 enum { EAX, EBX, ECX, EDX };
 
-#define TSC_DEADLINE (1u << 24) /* leaf 1 ECX */
-
-/* Registers that are feature bits (SDM 2A CPUID; AMD APM 3 E.4), and those of them that do not depend on KVM: the hypervisor bit (31), and
- * while the LAPIC is ours what it has (x2APIC 21, TSC deadline 24, APIC 9). */
-static const struct {
-	uint32_t leaf;
-	uint8_t subleaf, reg;
-	uint32_t ours, lapic;
-} features[] = {
-	{ 1, 0, ECX, 1u << 31, 1u << 21 | TSC_DEADLINE },
-	{ 1, 0, EDX, 0, 1u << 9 },
-	{ 7, 0, EBX, 0 },
-	{ 7, 0, ECX, 0 },
-	{ 7, 0, EDX, 0 },
-	{ 7, 1, EAX, 0 },
-	{ 0xd, 0, EAX, 0 },
-	{ 0xd, 1, EAX, 0 },
-	{ 0x80000001, 0, ECX, 0 },
-	{ 0x80000001, 0, EDX, 0, 1u << 9 },
-	{ 0x80000007, 0, EDX, 1u << 8 }, /* invariant TSC: whether the guest's time is steady is our business */
-	{ 0x80000008, 0, EBX, 0 },
-};
-
-static uint32_t *reg_of(struct x86_cpuid_leaf *l, unsigned reg)
+static struct kvm_cpuid2 *entries_new(void)
 {
-	switch (reg) {
-	case EAX:
-		return &l->eax;
-	case EBX:
-		return &l->ebx;
-	case ECX:
-		return &l->ecx;
-	default:
-		return &l->edx;
-	}
+	return calloc(1, sizeof(struct kvm_cpuid2) + ENTRIES_MAX * sizeof(struct kvm_cpuid_entry2));
 }
 
-static uint32_t supported(const struct kvm_cpuid2 *k, uint32_t leaf, uint32_t subleaf, unsigned reg)
+static struct x86_cpuid_leaf from_entry(const struct kvm_cpuid_entry2 *e)
+{
+	return (struct x86_cpuid_leaf){
+		.leaf = e->function,
+		.subleaf = e->index,
+		.has_subleaf = e->flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+		.eax = e->eax,
+		.ebx = e->ebx,
+		.ecx = e->ecx,
+		.edx = e->edx,
+	};
+}
+
+static struct kvm_cpuid_entry2 to_entry(const struct x86_cpuid_leaf *l)
+{
+	return (struct kvm_cpuid_entry2){
+		.function = l->leaf,
+		.index = l->subleaf,
+		.flags = l->has_subleaf ? KVM_CPUID_FLAG_SIGNIFCANT_INDEX : 0,
+		.eax = l->eax,
+		.ebx = l->ebx,
+		.ecx = l->ecx,
+		.edx = l->edx,
+	};
+}
+
+static bool has_features(uint32_t leaf, uint32_t subleaf)
+{
+	if ((leaf == 0xd && subleaf == 0) || leaf == 0x80000008)
+		return true;
+	for (unsigned i = 0; i < X86_FEATURE_COUNT; i++)
+		if (x86_features[i].leaf == leaf && x86_features[i].subleaf == subleaf)
+			return true;
+	return false;
+}
+
+/* The leaves with feature bits, OR-ed into the table. */
+static void take_features(struct x86_cpuid_table *t, const struct kvm_cpuid2 *k)
 {
 	for (unsigned i = 0; i < k->nent; i++) {
-		const struct kvm_cpuid_entry2 *e = &k->entries[i];
-		if (e->function != leaf || ((e->flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX) && e->index != subleaf))
+		struct x86_cpuid_leaf l = from_entry(&k->entries[i]);
+		if (!has_features(l.leaf, l.has_subleaf ? l.subleaf : 0))
 			continue;
-		const uint32_t regs[] = { e->eax, e->ebx, e->ecx, e->edx };
-		return regs[reg];
+		uint32_t *r = x86_cpuid_reg(t, l.leaf, l.subleaf, EAX);
+		if (!r && t->n < X86_CPUID_MAX) {
+			t->leaf[t->n++] = l;
+		} else if (r && l.leaf != 0x80000008) {
+			*r |= l.eax;
+			*x86_cpuid_reg(t, l.leaf, l.subleaf, EBX) |= l.ebx;
+			*x86_cpuid_reg(t, l.leaf, l.subleaf, ECX) |= l.ecx;
+			*x86_cpuid_reg(t, l.leaf, l.subleaf, EDX) |= l.edx;
+		}
 	}
-	return 0;
 }
 
-static void cut(const struct accel_vcpu *v, struct x86_cpuid_leaf *l, const struct kvm_cpuid2 *k)
+/* What a guest sees who is told nothing: no bit on a real KVM. */
+static void take_forced(struct x86_cpuid_table *t, int kvm_fd, struct kvm_cpuid2 *k)
 {
-	bool lapic = kvm_has_lapic(v->vm);
-	for (size_t i = 0; i < sizeof(features) / sizeof(features[0]); i++)
-		if (features[i].leaf == l->leaf && features[i].subleaf == (l->has_subleaf ? l->subleaf : 0))
-			*reg_of(l, features[i].reg) &= supported(k, l->leaf, features[i].subleaf, features[i].reg) | features[i].ours |
-						       (lapic ? 0 : features[i].lapic);
-	if (lapic && l->leaf == 0x40000001)
-		l->eax = kvm_paravirt(supported(k, 0x40000001, 0, EAX));
+	static const struct kvm_cpuid_entry2 empty[] = {
+		{ .function = 0, .eax = 0xd },
+		{ .function = 1 },
+		{ .function = 7, .flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX },
+		{ .function = 7, .index = 1, .flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX },
+		{ .function = 0xd, .flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX },
+		{ .function = 0xd, .index = 1, .flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX },
+		{ .function = 0x80000000, .eax = 0x80000008 },
+		{ .function = 0x80000001 },
+	};
+	int vm = ioctl(kvm_fd, KVM_CREATE_VM, 0);
+	int vcpu = vm < 0 ? -1 : ioctl(vm, KVM_CREATE_VCPU, 0ul);
+	k->nent = sizeof(empty) / sizeof(empty[0]);
+	memcpy(k->entries, empty, sizeof(empty));
+	if (vcpu >= 0 && ioctl(vcpu, KVM_SET_CPUID2, k) == 0) {
+		k->nent = ENTRIES_MAX;
+		if (ioctl(vcpu, KVM_GET_CPUID2, k) == 0)
+			take_features(t, k);
+	}
+	if (vcpu >= 0)
+		close(vcpu);
+	if (vm >= 0)
+		close(vm);
 }
 
-/* Older kernels have the LAPIC's deadline timer by a capability only. */
-static void add_tsc_deadline(const struct accel_vcpu *v, struct kvm_cpuid2 *k)
+int kvm_cpu_offer(struct x86_cpu_offer *out, struct error *err)
 {
-	if (ioctl(v->vm->kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_TSC_DEADLINE_TIMER) <= 0)
+	int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+	if (fd < 0)
+		return error_set(err, errno, "cannot open /dev/kvm: %s", strerror(errno));
+	struct kvm_cpuid2 *k = entries_new();
+	struct x86_cpuid_table *t = calloc(1, sizeof(*t));
+	int r = k && t ? 0 : error_set(err, ENOMEM, "no memory for KVM's CPUID table");
+	if (!r) {
+		k->nent = ENTRIES_MAX;
+		if (ioctl(fd, KVM_GET_SUPPORTED_CPUID, k) < 0)
+			r = error_set(err, errno, "KVM does not say which CPUID it supports: %s", strerror(errno));
+	}
+	if (!r) {
+		take_features(t, k);
+		/* Each processor that can virtualize has SSE3. Who leaves it out of the list gives more than it lists. */
+		if (!x86_cpuid_has(t, 1, 0, ECX, 0) && x86_host_has(X86_FEATURE_SSE3))
+			take_forced(t, fd, k);
+		x86_cpu_offer_table(out, "kvm", t);
+	}
+	free(k);
+	free(t);
+	close(fd);
+	return r;
+}
+
+/* The table as KVM has it now. */
+static void read_back(struct accel_vcpu *v, struct kvm_cpuid2 *k)
+{
+	k->nent = ENTRIES_MAX;
+	if (ioctl(v->fd, KVM_GET_CPUID2, k) < 0 || k->nent > X86_CPUID_MAX)
 		return;
+	v->cpuid.n = (int)k->nent;
 	for (unsigned i = 0; i < k->nent; i++)
-		if (k->entries[i].function == 1)
-			k->entries[i].ecx |= TSC_DEADLINE;
+		v->cpuid.leaf[i] = from_entry(&k->entries[i]);
+}
+
+static void report_forced(const struct x86_cpuid_table *given, const struct x86_cpuid_table *shown)
+{
+	char names[512] = "";
+	size_t len = 0;
+	for (unsigned i = 0; i < X86_FEATURE_COUNT; i++) {
+		const struct x86_feature_desc *f = &x86_features[i];
+		if (i != X86_FEATURE_MONITOR && x86_cpuid_has(shown, f->leaf, f->subleaf, f->reg, f->bit) &&
+		    !x86_cpuid_has(given, f->leaf, f->subleaf, f->reg, f->bit) && len + 32 < sizeof(names)) {
+			strcpy(names + len, " ");
+			strcpy(names + len + 1, f->name);
+			len += 1 + strlen(f->name);
+		}
+	}
+	if (len)
+		log_info("this KVM shows the guest what --cpu did not give:%s", names);
 }
 
 int kvm_cpuid_set(struct accel_vcpu *v)
 {
-	struct kvm_cpuid2 *k = calloc(1, sizeof(*k) + SUPPORTED_MAX * sizeof(k->entries[0]));
+	struct kvm_cpuid2 *k = entries_new();
 	if (!k)
 		return -ENOMEM;
-	k->nent = SUPPORTED_MAX;
-	int r = 0;
-	if (ioctl(v->vm->kvm_fd, KVM_GET_SUPPORTED_CPUID, k) < 0) {
-		r = -errno;
-		goto out;
-	}
-	if (kvm_has_lapic(v->vm)) {
-		add_tsc_deadline(v, k);
-		kvm_paravirt_enforce(v);
-	}
 	v->cpuid = *v->config.cpuid;
+	if (kvm_has_lapic(v->vm))
+		kvm_paravirt_cpuid(v, k, ENTRIES_MAX);
+	k->nent = (uint32_t)v->cpuid.n;
 	for (int i = 0; i < v->cpuid.n; i++)
-		cut(v, &v->cpuid.leaf[i], k);
-	k->nent = 0;
-	for (int i = 0; i < v->cpuid.n; i++)
-		k->entries[k->nent++] = (struct kvm_cpuid_entry2){
-			.function = v->cpuid.leaf[i].leaf,
-			.index = v->cpuid.leaf[i].subleaf,
-			.flags = v->cpuid.leaf[i].has_subleaf ? KVM_CPUID_FLAG_SIGNIFCANT_INDEX : 0,
-			.eax = v->cpuid.leaf[i].eax,
-			.ebx = v->cpuid.leaf[i].ebx,
-			.ecx = v->cpuid.leaf[i].ecx,
-			.edx = v->cpuid.leaf[i].edx,
-		};
-	r = ioctl(v->fd, KVM_SET_CPUID2, k) < 0 ? -errno : 0;
-out:
+		k->entries[i] = to_entry(&v->cpuid.leaf[i]);
+	int r = ioctl(v->fd, KVM_SET_CPUID2, k) < 0 ? -errno : 0;
+	if (!r)
+		read_back(v, k);
+	if (!r && v->config.index == 0)
+		report_forced(v->config.cpuid, &v->cpuid);
 	free(k);
 	return r;
 }

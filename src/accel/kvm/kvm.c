@@ -186,6 +186,7 @@ const struct accel_ops accel_kvm = {
 	.probe = kvm_probe_works,
 	.recommend = kvm_probe_recommend,
 	.caps = kvm_caps,
+	.cpu_offer = kvm_cpu_offer,
 	.chip = &kvm_chip,
 	.ioeventfd = kvm_ioeventfd,
 	.vm_create = kvm_vm_create,

@@ -28,6 +28,7 @@ struct accel_vm {
 	int run_size;
 	bool points_tried;
 	unsigned points; /* breakpoints that this KVM honours: 1 << enum accel_point_kind */
+	_Atomic int syscall_lost; /* [a] enum kvm_syscall_lost */
 	uint8_t *room; /* second mapping of the room of RAM (struct ram_room), or NULL */
 	enum accel_irqchip irqchip; /* [I] */
 	unsigned ioapic_pins;	    /* [I] SPLIT: the first GSIs are pins of our IOAPIC */
@@ -45,11 +46,12 @@ static inline bool kvm_has_lapic(const struct accel_vm *vm)
 struct accel_vcpu {
 	struct accel_vm *vm;
 	struct accel_vcpu_config config;
-	struct x86_cpuid_table cpuid; /* config.cpuid less what this KVM cannot do */
+	struct x86_cpuid_table cpuid; /* config.cpuid as KVM shows it */
 	int fd;
 	struct kvm_run *run; /* shared with the kernel */
 	struct debugger debugger;
 	uint32_t debug_control;	   /* what KVM_SET_GUEST_DEBUG knows, once asked */
+	uint64_t syscall_watch;	   /* the guest's #PF handler where SYSCALL must be seen to (syscall.c), or 0 */
 	bool debug_over;	   /* stepping over the breakpoint that the debugger was told of */
 	struct kvm_step *step; /* made when KVM first gives up on an instruction */
 	_Atomic unsigned request;  /* [a] */
@@ -73,7 +75,9 @@ int kvm_state_set(struct accel_vcpu *v, const struct x86_state *in);
 
 /* --- cpuid.c --- */
 
-/* Tell KVM the vCPU's CPUID table, less the features it lacks; v->cpuid is what the guest then sees. 0 or -errno. */
+/* What processor this KVM can show; see struct accel_ops. */
+int kvm_cpu_offer(struct x86_cpu_offer *out, struct error *err);
+/* Tell KVM the vCPU's CPUID table; v->cpuid is what the guest then sees. 0 or -errno. */
 int kvm_cpuid_set(struct accel_vcpu *v);
 
 /* --- debug.c --- */
@@ -85,6 +89,8 @@ int kvm_debug_before(struct accel_vcpu *v);
 int kvm_debug_exit(struct accel_vcpu *v);
 /* An instruction was completed in a way that KVM does not report: tell the debugger if it steps. */
 int kvm_debug_stepped(struct accel_vcpu *v);
+/* Leave the guest at this address, its #PF handler, for kvm_step_fault_handler. 0: no more. */
+void kvm_debug_watch_syscall(struct accel_vcpu *v, uint64_t handler);
 /* Interrupts have to wait. */
 static inline bool kvm_debug_holds_irq(const struct accel_vcpu *v)
 {
@@ -95,12 +101,22 @@ static inline bool kvm_debug_holds_irq(const struct accel_vcpu *v)
 
 /* The INT3 at RIP is the guest's own. As kvm_step_run. */
 int kvm_step_int3(struct accel_vcpu *v);
-
+/* The guest is at its #PF handler: the SYSCALL behind it, or the handler's first instruction. As kvm_step_run. */
+int kvm_step_fault_handler(struct accel_vcpu *v);
 
 /* Run the one instruction that KVM could not, with our own emulator on the full state. Its exits go to the vCPU's handler. 0 to go on, else
  * what vcpu_run returns. */
 int kvm_step_run(struct accel_vcpu *v);
 void kvm_step_destroy(struct kvm_step *step);
+
+/* --- syscall.c: SYSCALL on a KVM that loses it --- */
+
+struct emu;
+enum kvm_syscall_lost { KVM_SYSCALL_UNKNOWN, KVM_SYSCALL_GOOD, KVM_SYSCALL_LOST };
+/* After a step that may have entered user mode; `e` has the state. */
+void kvm_syscall_prepare(struct accel_vcpu *v, struct emu *e);
+/* At the guest's #PF handler: if a lost SYSCALL is behind it, make `e`'s state what it was before that, and return true. */
+bool kvm_syscall_undo(struct emu *e);
 
 /* --- run.c --- */
 
@@ -117,10 +133,8 @@ void kvm_vcpu_nmi(struct accel_vcpu *v);
 
 /* --- paravirt.c --- */
 
-/* Of the features in KVM's leaf 0x40000001 EAX, those that the guest is offered. */
-uint32_t kvm_paravirt(uint32_t supported);
-/* Let KVM refuse MSRs and hypercalls of features that CPUID does not offer. 0, or -1 where KVM cannot (before Linux 5.10). */
-int kvm_paravirt_enforce(struct accel_vcpu *v);
+/* Of v->cpuid, what depends on KVM having the LAPIC: the leaf of paravirtual features (if there is one) and the deadline timer. `room` is scratch. */
+void kvm_paravirt_cpuid(struct accel_vcpu *v, struct kvm_cpuid2 *room, unsigned nroom);
 
 /* --- irqchip.c --- */
 

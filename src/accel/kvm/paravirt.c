@@ -7,6 +7,8 @@
 
 #include "accel/kvm/kvm_internal.h"
 
+#define TSC_DEADLINE (1u << 24) /* leaf 1 ECX */
+
 /* Offered where KVM has it. Everything else is not, for the reason behind it. */
 static const struct {
 	uint8_t bit;
@@ -32,17 +34,29 @@ static const struct {
 	{ KVM_FEATURE_MIGRATION_CONTROL, false }, /* likewise */
 };
 
-uint32_t kvm_paravirt(uint32_t supported)
+static uint32_t offered(uint32_t supported)
 {
-	uint32_t offered = 0;
+	uint32_t bits = 0;
 	for (size_t i = 0; i < sizeof(policy) / sizeof(policy[0]); i++)
 		if (policy[i].offered)
-			offered |= 1u << policy[i].bit;
-	return offered & supported;
+			bits |= 1u << policy[i].bit;
+	return bits & supported;
 }
 
-int kvm_paravirt_enforce(struct accel_vcpu *v)
+void kvm_paravirt_cpuid(struct accel_vcpu *v, struct kvm_cpuid2 *room, unsigned nroom)
 {
-	struct kvm_enable_cap cap = { .cap = KVM_CAP_ENFORCE_PV_FEATURE_CPUID, .args[0] = 1 };
-	return ioctl(v->fd, KVM_ENABLE_CAP, &cap);
+	uint32_t *features = x86_cpuid_reg(&v->cpuid, 0x40000001, 0, 0);
+	room->nent = nroom;
+	if (features && ioctl(v->vm->kvm_fd, KVM_GET_SUPPORTED_CPUID, room) == 0) {
+		*features = 0;
+		for (unsigned i = 0; i < room->nent; i++)
+			if (room->entries[i].function == 0x40000001)
+				*features = offered(room->entries[i].eax);
+	}
+	uint32_t *ecx = x86_cpuid_reg(&v->cpuid, 1, 0, 2);
+	if (ecx && ioctl(v->vm->kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_TSC_DEADLINE_TIMER) <= 0)
+		*ecx &= ~TSC_DEADLINE;
+	/* MSRs and hypercalls of features that CPUID does not offer are refused; Linux before 5.10 cannot, and answers them. */
+	struct kvm_enable_cap enforce = { .cap = KVM_CAP_ENFORCE_PV_FEATURE_CPUID, .args[0] = 1 };
+	ioctl(v->fd, KVM_ENABLE_CAP, &enforce);
 }

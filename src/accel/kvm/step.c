@@ -163,8 +163,9 @@ static int take_event(struct kvm_step *step, bool *taken, enum emu_result *resul
 	return 0;
 }
 
-/* `int3` is what an INT3 with trap_int3 does: run. */
-static int run(struct accel_vcpu *v, bool int3)
+enum step_what { STEP_INSN, STEP_INT3 /* although trap_int3 */, STEP_FAULT_HANDLER };
+
+static int run(struct accel_vcpu *v, enum step_what what)
 {
 	if (!v->step && !(v->step = step_create(v)))
 		return -ENOMEM;
@@ -180,7 +181,9 @@ static int run(struct accel_vcpu *v, bool int3)
 	if (!taken) {
 		emu_debug_sync(&step->emu);
 		debugger_apply(&v->debugger, &step->emu);
-		result = int3 ? debugger_pass_int3(&step->emu) : emu_step(&step->emu);
+		if (what == STEP_FAULT_HANDLER)
+			kvm_syscall_undo(&step->emu);
+		result = what == STEP_INT3 ? debugger_pass_int3(&step->emu) : emu_step(&step->emu);
 	}
 	v->insns_stepped++;
 	if (result == EMU_FAILED) {
@@ -191,11 +194,12 @@ static int run(struct accel_vcpu *v, bool int3)
 	bool stop = v->debugger.armed && debugger_after(&v->debugger, &step->emu, result, &debug);
 	if (result == EMU_INT3) {
 		r = kvm_leave(v, &debug);
-		return r ? r : run(v, true);
+		return r ? r : run(v, STEP_INT3);
 	}
 	r = kvm_state_set(v, &step->s);
 	if (r)
 		return r;
+	kvm_syscall_prepare(v, &step->emu);
 	if (result == EMU_SHUTDOWN) {
 		struct accel_exit x = { .kind = ACCEL_EXIT_SHUTDOWN };
 		r = kvm_leave(v, &x);
@@ -210,10 +214,15 @@ static int run(struct accel_vcpu *v, bool int3)
 
 int kvm_step_run(struct accel_vcpu *v)
 {
-	return run(v, false);
+	return run(v, STEP_INSN);
 }
 
 int kvm_step_int3(struct accel_vcpu *v)
 {
-	return run(v, true);
+	return run(v, STEP_INT3);
+}
+
+int kvm_step_fault_handler(struct accel_vcpu *v)
+{
+	return run(v, STEP_FAULT_HANDLER);
 }

@@ -1,9 +1,9 @@
 /*
- * CPUID policy: what a guest is told about its processor.
+ * CPUID: what a guest is told about its processor.
  *
- * A table made once for each vCPU from a policy (what this accelerator and this VMM implement) and the host's own answers
- * (copied natively executed features must exist there). Immutable afterwards. SDM 2A CPUID; KVM paravirtual leaves as in
- * Linux Documentation/virt/kvm/x86/cpuid.rst.
+ * A table made once for each vCPU (cpuid_build.c) from the processor that --cpu chose (cpu_model.h) and what the VMM knows: which vCPU of how many,
+ * clocks, paravirtual interfaces. Immutable afterwards. SDM 2A CPUID; KVM paravirtual leaves as in Linux
+ * Documentation/virt/kvm/x86/cpuid.rst.
  */
 #ifndef TRAPLINE_CPU_X86_CPUID_H
 #define TRAPLINE_CPU_X86_CPUID_H
@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+struct x86_cpu;
 struct x86_state;
 
 struct x86_cpuid_leaf {
@@ -19,21 +20,27 @@ struct x86_cpuid_leaf {
 	uint32_t eax, ebx, ecx, edx;
 };
 
-#define X86_CPUID_MAX 64
+#define X86_CPUID_MAX 128
 
 struct x86_cpuid_table {
 	int n;
 	struct x86_cpuid_leaf leaf[X86_CPUID_MAX];
 };
 
+/* Bits of leaf 0x40000001 that a guest of any accelerator is told. */
+#define X86_KVM_NOP_IO_DELAY (1u << 1)
+#define X86_KVM_CLOCKSOURCE2 (1u << 3)
+#define X86_KVM_CLOCKSOURCE_STABLE (1u << 24)
+
 struct x86_cpuid_policy {
 	unsigned vcpu, ncpus;  /* APIC id = vcpu index */
 	uint64_t tsc_hz;
 	bool kvm_leaves;       /* 0x40000000: "KVMKVMKVM", kvm-clock */
+	uint32_t kvm_features; /* what leaf 0x40000001 eax tells beside the above: for who runs the interfaces behind the bits */
+	const struct x86_cpu *cpu; /* NULL: what interpreter and translator show by default */
 };
 
-/* Build the table for a vCPU run by the interpreter or the translator. Features come from the intersection of the host's and
- * of what the emulator implements. */
+/* Build the table for a vCPU. */
 void x86_cpuid_build(struct x86_cpuid_table *t, const struct x86_cpuid_policy *policy);
 
 /* The answer to CPUID(eax, ecx) in state `s` (OSXSAVE, APIC enable and the XSAVE area sizes follow the state). */
@@ -42,5 +49,8 @@ void x86_cpuid(const struct x86_cpuid_table *t, const struct x86_state *s, uint3
 
 /* Whether a feature bit is offered: leaf/subleaf, register 0..3 = eax..edx. */
 bool x86_cpuid_has(const struct x86_cpuid_table *t, uint32_t leaf, uint32_t subleaf, int reg, int bit);
+
+/* A leaf's register (0..3 = eax..edx) to read or, while the table is made, to write; NULL if there is no such leaf. */
+uint32_t *x86_cpuid_reg(struct x86_cpuid_table *t, uint32_t leaf, uint32_t subleaf, int reg);
 
 #endif
