@@ -237,8 +237,9 @@ unsigned kvm_irqchip_caps(int fd)
 	       (has(fd, KVM_CAP_TSC_CONTROL) ? ACCEL_CAP_TSC_SCALING : 0);
 }
 
-/* A software KVM interprets ring 0 for up to a host tick before it looks at the kernel's LAPIC; a signal gets it out at once, so there our own
- * controllers are the quicker ones. */
+/* A software KVM (its ring 0 is interpreted) is better off with ours. The one that we know ends an interrupt when its LAPIC delivers it, so handlers
+ * are not kept from each other; and its LAPIC's timer, which goes on at its own pace however slow ring 0 is, can leave the guest no time for
+ * anything but the handler. Ours keep interrupts in service, and a late tick waits for the guest. */
 static enum accel_irqchip best(void)
 {
 	struct kvm_probe probe;
