@@ -50,6 +50,7 @@ enum insn_class {
 	CLS_SYSRET,
 	CLS_SYSRET32,  /* to compatibility mode */
 	CLS_SYSENTER,
+	CLS_INT,       /* INT n of user code */
 	CLS_IRET,
 	CLS_WRITE_CR3,
 	CLS_INVLPG,

@@ -300,7 +300,7 @@ struct dbt_vm {
 		uint32_t pc;		/* exits: T1 = guest pc, DBT_EXIT_PC */
 		uint32_t poll, token;	/* exits with exit_arg = block */
 		uint32_t fill_single, fill_group, fill_stack; /* call these; see softmmu.c */
-		uint32_t string, syscall, sysret, sysret32, sysenter, iret;
+		uint32_t string, syscall, sysret, sysret32, sysenter, soft_int, iret;
 		uint32_t popf, write_base[2], cpuid, invlpg, write_cr3, xstate[4];
 	} stub;
 
@@ -418,6 +418,8 @@ uint64_t dbt_help_syscall(struct dbt_vcpu *v, uint64_t next, uint64_t unused, ui
 uint64_t dbt_help_sysret(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint64_t ret);
 uint64_t dbt_help_sysret32(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint64_t ret);
 uint64_t dbt_help_sysenter(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint64_t ret);
+/* INT n, two bytes long. */
+uint64_t dbt_help_int(struct dbt_vcpu *v, uint64_t next, uint64_t vector, uint64_t ret);
 uint64_t dbt_help_iret(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint64_t ret);
 uint64_t dbt_help_popf(struct dbt_vcpu *v, uint64_t next, uint64_t pc, uint64_t ret);
 uint64_t dbt_help_write_fs(struct dbt_vcpu *v, uint64_t value, uint64_t pc, uint64_t ret);

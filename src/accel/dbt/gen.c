@@ -214,6 +214,10 @@ static void gen_insn(struct gen *g, unsigned i)
 	case CLS_SYSENTER:
 		gen_transfer(g, g->vm->stub.sysenter, bi->pc);
 		break;
+	case CLS_INT:
+		e_mov_imm(&g->c, T2, (uint8_t)bi->in.imm);
+		gen_transfer(g, g->vm->stub.soft_int, bi->next);
+		break;
 	case CLS_IRET:
 		gen_transfer(g, g->vm->stub.iret, bi->pc);
 		break;

@@ -267,6 +267,50 @@ static bool load_plain(struct dbt_vcpu *v, uint16_t sel, bool code, unsigned cpl
 	return true;
 }
 
+/* Eight bytes of a table of the processor's, or NULL if they cannot simply be read. */
+static const uint8_t *system_word(struct dbt_vcpu *v, uint64_t gva)
+{
+	return (gva & (PAGE_SIZE - 1)) > PAGE_SIZE - 8 ? NULL : access_page(v, gva, false, false);
+}
+
+/* INT n from user mode into 64-bit code at CPL 0, on the stack of the TSS (SDM 3A 6.14). Whatever is unusual is the stepper's. */
+uint64_t dbt_help_int(struct dbt_vcpu *v, uint64_t next, uint64_t vector, uint64_t ret)
+{
+	(void)ret;
+	uint64_t pc = next - 2, at = v->s.idt.base + vector * 16;
+	const struct x86_seg *tr = &v->s.seg[SREG_TR];
+	if (vector * 16 + 15 > v->s.idt.limit || tr->limit < 11)
+		return leave_step(v, pc);
+	const uint8_t *p = system_word(v, at), *q = system_word(v, at + 8), *t = system_word(v, tr->base + 4);
+	if (!p || !q || !t)
+		return leave_step(v, pc);
+	uint64_t gate = unaligned_load64(p), rsp = unaligned_load64(t) & ~15ull;
+	uint64_t entry = (gate & 0xffff) | (gate >> 48) << 16 | unaligned_load64(q) << 32;
+	unsigned type = gate >> 40 & 0xff, ist = gate >> 32 & 7;
+	struct x86_seg cs;
+	if ((type & ~1u) != (SEG_P | 3 << SEG_DPL_SHIFT | DESC_INT32) || ist || !x86_canonical(entry) ||
+	    !load_plain(v, (uint16_t)(gate >> 16) & 0xfffc, true, 0, &cs))
+		return leave_step(v, pc);
+	uint64_t top = rsp - 40;
+	if ((top & (PAGE_SIZE - 1)) > PAGE_SIZE - 40 || !x86_canonical(top))
+		return leave_step(v, pc);
+	unaligned_u64 *f = (unaligned_u64 *)(void *)access_page(v, top, true, false);
+	if (!f)
+		return leave_step(v, pc);
+	uint64_t flags = whole_flags(v);
+	f[0] = next;
+	f[1] = v->s.seg[SREG_CS].sel;
+	f[2] = flags;
+	f[3] = v->s.gpr[RSP];
+	f[4] = v->s.seg[SREG_SS].sel;
+	v->s.seg[SREG_CS] = cs;
+	v->s.seg[SREG_SS] = seg_null_ss(0);
+	v->s.cpl = 0;
+	v->s.gpr[RSP] = top;
+	set_flags(v, flags & ~(uint64_t)(FL_TF | FL_NT | FL_RF | FL_VM | (type & 1 ? 0 : FL_IF)));
+	return transfer(v, entry);
+}
+
 /* 64-bit IRETQ at CPL 0, to 64-bit code of the same or to code of the user's privilege (SDM 2A IRET). */
 uint64_t dbt_help_iret(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint64_t ret)
 {

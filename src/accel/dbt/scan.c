@@ -191,6 +191,8 @@ static enum insn_class classify_system(const struct x86_insn *in, uint32_t mode)
 		return compat ? CLS_SYSENTER : CLS_STEP;
 	case ZYDIS_MNEMONIC_IRETQ:
 		return user ? CLS_STEP : CLS_IRET;
+	case ZYDIS_MNEMONIC_INT:
+		return user && in->len == 2 ? CLS_INT : CLS_STEP;
 	case ZYDIS_MNEMONIC_PUSHFQ:
 		return CLS_PUSHF;
 	case ZYDIS_MNEMONIC_PUSHFD:

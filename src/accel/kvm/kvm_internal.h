@@ -83,14 +83,19 @@ int kvm_cpuid_set(struct accel_vcpu *v);
 /* --- debug.c --- */
 
 int kvm_vcpu_set_debugger(struct accel_vcpu *v, const struct accel_debugger *want);
-/* With v->debugger.armed, before KVM_RUN. 0, or what vcpu_run returns. */
-int kvm_debug_before(struct accel_vcpu *v);
+/* With v->debugger.armed, before KVM_RUN. 0, or what vcpu_run returns; *done if KVM_RUN is not needed now. */
+int kvm_debug_before(struct accel_vcpu *v, bool *done);
 /* KVM_EXIT_DEBUG. */
 int kvm_debug_exit(struct accel_vcpu *v);
 /* An instruction was completed in a way that KVM does not report: tell the debugger if it steps. */
 int kvm_debug_stepped(struct accel_vcpu *v);
 /* Leave the guest at this address, its #PF handler, for kvm_step_fault_handler. 0: no more. */
 void kvm_debug_watch_syscall(struct accel_vcpu *v, uint64_t handler);
+/* KVM has still to end a step, and will say so at its next run. */
+static inline bool kvm_debug_in_step(const struct accel_vcpu *v)
+{
+	return v->debugger.want.step && v->unfinished;
+}
 /* Interrupts have to wait. */
 static inline bool kvm_debug_holds_irq(const struct accel_vcpu *v)
 {
@@ -103,6 +108,8 @@ static inline bool kvm_debug_holds_irq(const struct accel_vcpu *v)
 int kvm_step_int3(struct accel_vcpu *v);
 /* The guest is at its #PF handler: the SYSCALL behind it, or the handler's first instruction. As kvm_step_run. */
 int kvm_step_fault_handler(struct accel_vcpu *v);
+/* A debugger's step. *done false: the instruction reaches what only KVM has, and has not been run. */
+int kvm_step_debug(struct accel_vcpu *v, bool *done);
 
 /* Run the one instruction that KVM could not, with our own emulator on the full state. Its exits go to the vCPU's handler. 0 to go on, else
  * what vcpu_run returns. */
@@ -160,7 +167,9 @@ void kvm_remove_memory(struct accel_vm *vm);
 
 /* --- msr.c --- */
 
-/* Leave MSRs that are ours, and those that KVM does not know, to exits. */
+/* Leave all MSRs but those that the policy gives to KVM to exits. Once the VM's LAPICs are chosen, before a vCPU is made. */
 int kvm_filter_msrs(struct accel_vm *vm, struct error *err);
+/* Answer for an MSR that came out, if the policy has a constant for it: *refused says that the guest gets #GP. False: the handler's. */
+bool kvm_msr_answer(uint32_t index, bool write, uint64_t *value, bool *refused);
 
 #endif

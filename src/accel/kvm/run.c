@@ -77,8 +77,14 @@ static int exit_mmio(struct accel_vcpu *v)
 static int exit_rdmsr(struct accel_vcpu *v)
 {
 	struct accel_exit x = { .kind = ACCEL_EXIT_MSR_READ, .msr = { .index = v->run->msr.index } };
+	bool refused;
 
 	v->unfinished = true;
+	if (kvm_msr_answer(x.msr.index, false, &x.msr.value, &refused)) {
+		v->run->msr.error = refused;
+		v->run->msr.data = x.msr.value;
+		return 0;
+	}
 	int rc = kvm_leave(v, &x);
 	v->run->msr.error = rc < 0;
 	v->run->msr.data = x.msr.value;
@@ -88,8 +94,13 @@ static int exit_rdmsr(struct accel_vcpu *v)
 static int exit_wrmsr(struct accel_vcpu *v)
 {
 	struct accel_exit x = { .kind = ACCEL_EXIT_MSR_WRITE, .msr = { .index = v->run->msr.index, .value = v->run->msr.data } };
+	bool refused;
 
 	v->unfinished = true;
+	if (kvm_msr_answer(x.msr.index, true, &x.msr.value, &refused)) {
+		v->run->msr.error = refused;
+		return 0;
+	}
 	int rc = kvm_leave(v, &x);
 	v->run->msr.error = rc < 0;
 	return rc < 0 ? 0 : rc;
@@ -216,15 +227,16 @@ static int attend(struct accel_vcpu *v)
 static int run_once(struct accel_vcpu *v)
 {
 	v->run->immediate_exit = 0;
-	if (atomic_load(&v->request)) {
+	if (atomic_load(&v->request) && !kvm_debug_in_step(v)) {
 		kvm_finish(v);
 		int rc = attend(v);
 		if (rc)
 			return rc;
 	}
 	if (v->debugger.armed) {
-		int rc = kvm_debug_before(v);
-		if (rc)
+		bool done;
+		int rc = kvm_debug_before(v, &done);
+		if (rc || done)
 			return rc;
 	}
 	if (!kvm_debug_holds_irq(v) && inject(v))
