@@ -24,6 +24,7 @@ class Totals:
         self.passed = self.failed = self.skipped = 0
         self.slow = []
         self.failures = []
+        self.skips = []  # sentences
 
     def add(self, name, result, seconds):
         if result == "pass":
@@ -41,6 +42,13 @@ def heading(text):
     print(f"\n== {text}", flush=True)
 
 
+def add_guest_skips(totals, name, output):
+    """A guest test says by name what it cannot run on this host: "skip   MODE: why", "skip   MODE, \"SECTION\": why"."""
+    for why in re.findall(r"^skip +(.+)$", output or "", re.M):
+        totals.skipped += 1
+        totals.skips.append(f"{name}: {why}")
+
+
 def run_unit(totals, build):
     heading("unit tests and fuzzers")
     log = os.path.join(build, "meson-logs", "testlog.json")
@@ -55,6 +63,8 @@ def run_unit(totals, build):
                 ran += 1
                 result = {"OK": "pass", "SKIP": "skip", "EXPECTEDFAIL": "pass"}.get(test["result"], "fail")
                 totals.add(test["name"], result, test["duration"])
+                if test["name"].startswith("guest ") and result == "pass":
+                    add_guest_skips(totals, test["name"], test.get("stdout"))
     if status and not totals.failed:
         totals.add("meson test", "fail", 0)
     if not ran:
@@ -126,6 +136,10 @@ def main():
         heading(f"slower than {SLOW:.0f} s")
         for seconds, name in sorted(totals.slow, reverse=True)[:20]:
             print(f"{seconds:8.1f} s  {name}")
+    if totals.skips:
+        heading("skipped by guests")
+        for why in totals.skips:
+            print(f"  {why}")
     if totals.failures:
         heading("failed")
         for name in totals.failures:

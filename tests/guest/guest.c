@@ -16,7 +16,7 @@ extern u64 gdt[], idt[][2];
 extern u32 ap_next;
 
 const char *guest_cmdline;
-unsigned guest_cpus = 1;
+unsigned guest_cpus = 1, guest_slow = 1;
 trap_handler handlers[256];
 
 static struct percpu {
@@ -100,6 +100,74 @@ void section(const char *name)
 	section_name = name;
 	said = false;
 	print("%s\n", name);
+}
+
+/* The value of "name=" on the command line, or "". */
+static const char *option(const char *name)
+{
+	for (const char *s = guest_cmdline; *s; s++) {
+		const char *a = s, *b = name;
+		while (*b && *a == *b)
+			a++, b++;
+		if (!*b && *a == '=' && (s == guest_cmdline || s[-1] == ' '))
+			return a + 1;
+	}
+	return "";
+}
+
+static bool word_end(char c)
+{
+	return !c || c == ',' || c == ' ';
+}
+
+/* Length of the first word of `words` that is a word of `list`, too; where it starts. 0: none. */
+static unsigned common_word(const char *words, const char *list, const char **at)
+{
+	for (const char *w = words; *w && *w != ' '; w += *w == ',') {
+		for (const char *l = list; *l && *l != ' '; l += *l == ',') {
+			unsigned n = 0;
+			while (!word_end(w[n]) && w[n] == l[n])
+				n++;
+			*at = w;
+			if (n && word_end(w[n]) && word_end(l[n]))
+				return n;
+			while (!word_end(*l))
+				l++;
+		}
+		while (!word_end(*w))
+			w++;
+	}
+	return 0;
+}
+
+bool skipping(const char *what, const char *defects)
+{
+	const char *at;
+	unsigned n = common_word(defects, option("defects"), &at);
+	if (!n)
+		return false;
+	print("SKIP %s: ", what);
+	for (unsigned i = 0; i < n; i++)
+		print("%c", at[i]);
+	print("\n");
+	return true;
+}
+
+bool section_unless(const char *name, const char *defects)
+{
+	if (skipping(name, defects))
+		return false;
+	section(name);
+	return true;
+}
+
+bool section_if(bool there_is, const char *feature, const char *name)
+{
+	if (there_is)
+		section(name);
+	else
+		print("SKIP %s: no %s\n", name, feature);
+	return there_is;
 }
 
 static bool count(bool ok)
@@ -391,9 +459,12 @@ void run_all(void (*fn)(void *), void *arg)
 void guest_start(const char *cmdline)
 {
 	guest_cmdline = cmdline;
-	for (const char *s = cmdline; *s; s++)
-		if (s[0] == 'c' && s[1] == 'p' && s[2] == 'u' && s[3] == 's' && s[4] == '=')
-			guest_cpus = (unsigned)(s[5] - '0');
+	if (*option("cpus"))
+		guest_cpus = (unsigned)(*option("cpus") - '0');
+	guest_slow = 0;
+	for (const char *s = option("slow"); *s >= '0' && *s <= '9'; s++)
+		guest_slow = guest_slow * 10 + (unsigned)(*s - '0');
+	guest_slow += !guest_slow;
 	heap = guest_end;
 	for (unsigned v = 0; v < 256; v++)
 		set_gate((u8)v, (void *)(vectors + 16 * v), v < 32 ? 1 : 2, v == BP || v == 4 || v == 0x80 ? 3 : 0);

@@ -38,6 +38,7 @@ extern const char guest_name[];
 void guest_main(void);
 extern const char *guest_cmdline;
 extern unsigned guest_cpus; /* from the command line: "cpus=N" */
+extern unsigned guest_slow; /* "slow=N": run what is repeated N times less often; 1 where the processor has the usual speed */
 
 void print(const char *format, ...) __attribute__((format(printf, 1, 2))); /* %s %c %d %u %x, l */
 void check_at(const char *file, int line, const char *what, bool ok);
@@ -47,6 +48,13 @@ void check_eq_at(const char *file, int line, const char *what, u64 got, u64 want
 /* For tables: name is the cell, what the thing compared; prints "FAIL name: what 0x1, not 0x2" and returns whether they are equal. */
 bool check_cell(const char *name, const char *what, u64 got, u64 want);
 void section(const char *name); /* says what the checks that follow are about */
+/* The same for checks that cannot be done where the host's KVM has one of these defects ("name,name"; kvm_defects.c knows them): then the output
+ * says which, and this is false. */
+bool section_unless(const char *name, const char *defects);
+/* For what KVM does not have and says so by CPUID: false, and said, unless there is. */
+bool section_if(bool there_is, const char *feature, const char *name);
+/* For single checks: true, and said, where the host has one of these defects. */
+bool skipping(const char *what, const char *defects);
 void finish(void) __attribute__((noreturn));
 
 /* --- running code --- */
@@ -172,6 +180,12 @@ static inline void sti(void)
 static inline void cli(void)
 {
 	__asm__ volatile("cli" : : : "memory");
+}
+/* Let in what waits, one after the other, by a port that leaves the guest: a KVM that opens the interrupt window late has it open then. */
+static inline void let_in(void)
+{
+	for (unsigned i = 0; i < 8; i++)
+		__asm__ volatile("sti\n nop\n inb $0x80, %%al\n nop\n cli" : : : "rax", "memory");
 }
 #define CPU_HAS(leaf, sub, reg, bit) ({ u32 r_[4]; cpuid(leaf, sub, r_); r_[reg] >> (bit) & 1; })
 

@@ -369,9 +369,8 @@ static void user_spaces(void)
 
 static void pcid(void)
 {
-	if (!CPU_HAS(1, 0, 2, 17))
+	if (!section_if(CPU_HAS(1, 0, 2, 17), "PCID", "address spaces by PCID"))
 		return;
-	section("address spaces by PCID");
 	u64 cr3 = read_cr3();
 	u64 *root2 = page_alloc(1), *pdpt2 = page_alloc(1);
 	copy(root2, boot_pml4, 4096);

@@ -114,9 +114,10 @@ static void call_beside(void *arg)
 		CHECK_EQ(((u64(*)(void))(u64)code_beside)(), 1);
 }
 
+#define SPLITS 200 /* few: hosts that punish split locks make each one slow */
 static void split(void *arg)
 {
-	for (unsigned i = 0; i < 500; i++)
+	for (unsigned i = 0; i < SPLITS; i++)
 		__asm__ volatile("lock incq %0" : "+m"(*(u64 *)arg));
 }
 
@@ -134,16 +135,18 @@ static void atomics(void)
 	section("atomics across cache lines and pages");
 	u8 *page = page_alloc(2);
 	run_all(split, page + 60);
-	CHECK_EQ(*(u64 *)(void *)(page + 60), 500 * guest_cpus);
+	CHECK_EQ(*(u64 *)(void *)(page + 60), SPLITS * guest_cpus);
+	if (skipping("across pages", "split-lock"))
+		return;
 	run_all(split, page + 4093);
-	CHECK_EQ(*(u64 *)(void *)(page + 4093), 500 * guest_cpus);
+	CHECK_EQ(*(u64 *)(void *)(page + 4093), SPLITS * guest_cpus);
 	map(VA(0), page + 4096, P | W);
 	map(VA(1), page, P | W);
 	run_all(split, (void *)(VA(1) - 5));
 	u64 v = 0;
 	for (unsigned i = 0; i < 8; i++)
 		v |= (u64)*(u8 *)(VA(1) - 5 + i) << 8 * i;
-	CHECK_EQ(v, 500 * guest_cpus);
+	CHECK_EQ(v, SPLITS * guest_cpus);
 }
 
 /* --- order --- */

@@ -164,8 +164,10 @@ static void clocks(void)
 		best = error < best ? error : best;
 	}
 	CHECK(!early);
-	CHECK(best <= 100);
+	CHECK(best <= 100 * guest_slow);
 	outb(0x61, 0);
+	if (skipping("IA32_TSC_ADJUST", "tsc-fixed"))
+		return;
 	/* TSC written and adjusted */
 	u64 t = rdtsc();
 	wrmsr(0x3b, rdmsr(0x3b) + (1ull << 40));
@@ -257,9 +259,7 @@ static void lapic(void)
 		u64 most = muldiv(t1 - t0, 1000, tsc_hz) + 1;
 		too_many |= ticks > most;
 		enough = ticks >= 10;
-		sti();
-		__asm__ volatile("nop; nop");
-		cli();
+		let_in();
 	}
 	CHECK(enough);
 	CHECK(!too_many);
@@ -338,9 +338,7 @@ static void ioapic_timers(void)
 		u64 most = muldiv(rdtsc() - t0, 1000, tsc_hz) + 2;
 		enough = ticks >= 8;
 		too_many |= ticks > most + 100; /* ticks that were late are made up for */
-		sti();
-		__asm__ volatile("nop; nop");
-		cli();
+		let_in();
 	}
 	CHECK(enough);
 	CHECK(!too_many);
@@ -380,9 +378,7 @@ static void ioapic_timers(void)
 		cli();
 		*(volatile u64 *)(HPET + 0x100) = 0;
 		enough = ticks >= 8;
-		sti();
-		__asm__ volatile("nop; nop");
-		cli();
+		let_in();
 	}
 	CHECK(enough);
 	route(pin, 1 << 16);

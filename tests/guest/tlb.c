@@ -76,6 +76,8 @@ static void flush(enum flush how, u64 va)
 	}
 }
 
+static bool has_invpcid, has_1g;
+
 static bool drops_global(enum flush how)
 {
 	return how == INVLPG || how == PGE || how == INVPCID2;
@@ -84,7 +86,7 @@ static bool drops_global(enum flush how)
 static void small_pages(void)
 {
 	for (unsigned g = 0; g < 2; g++)
-		for (enum flush how = 0; how < FLUSHES; how++) {
+		for (enum flush how = 0; how < (has_invpcid ? FLUSHES : INVPCID0); how++) {
 			if (g && !drops_global(how))
 				continue;
 			invlpg(AT);
@@ -114,7 +116,7 @@ static void large_pages(u64 *pde, u64 va, u64 size)
 	pt[off >> 12 & 511] = (u64)b | P | W;
 	pt[(off >> 12 & 511) ^ 1] = (u64)a | P | W;
 	for (unsigned g = 0; g < 2; g++)
-		for (enum flush how = 0; how < FLUSHES; how++) {
+		for (enum flush how = 0; how < (has_invpcid ? FLUSHES : INVPCID0); how++) {
 			if (g && !drops_global(how))
 				continue;
 			for (unsigned i = 0; i < 6; i++) {
@@ -141,12 +143,16 @@ static void flushes(const char *name)
 	section(name);
 	small_pages();
 	large_pages(pte_of(boot_pml4, LARGE, 2), LARGE, 1 << 21);
-	large_pages(pte_of(boot_pml4, LARGE + (1ull << 30), 3), LARGE + (1ull << 30), 1 << 30);
+	if (has_1g)
+		large_pages(pte_of(boot_pml4, LARGE + (1ull << 30), 3), LARGE + (1ull << 30), 1 << 30);
 }
 
 static void pcids(void)
 {
-	section("PCIDs keep their entries and lose them");
+	if (!section_if(has_invpcid, "INVPCID", "PCIDs keep their entries and lose them")) {
+		section_if(false, "INVPCID", "with PCID on");
+		return;
+	}
 	u64 cr3 = read_cr3();
 	write_cr4(read_cr4() | 1 << 17);
 	map(AT, a, P | W);
@@ -520,6 +526,12 @@ void guest_main(void)
 	for (u64 p = first; p < (u64)last_snippet; p += 4096)
 		map(USER_CODE + (p - first), (void *)p, P | W | U);
 	map(USER_STACK, page_alloc(1), P | W | U);
+	has_invpcid = CPU_HAS(7, 0, 1, 10) && CPU_HAS(1, 0, 2, 17);
+	has_1g = CPU_HAS(0x80000001, 0, 3, 26);
+	if (!has_1g)
+		section_if(false, "PDPE1GB", "pages of 1 GiB");
+	if (!has_invpcid)
+		section_if(false, "INVPCID", "flushes by INVPCID");
 	flushes("flushes");
 	pcids();
 	in_block();

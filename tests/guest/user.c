@@ -95,11 +95,14 @@ static void expect(const u8 *code, bool user, unsigned vector, u64 error, const 
 static void exceptions(void)
 {
 	section("exceptions");
+	bool user_int = !skipping("INT n in ring 3", "user-int");
 	for (int user = 0; user < 2; user++) {
 		expect(int3_1, user, BP, 0, int3_1 + 1);
 		expect(int_bp, user, BP, 0, int_bp + 2);
-		expect(int_80, user, 0x80, 0, int_80 + 2);
-		expect(int_81, user, user ? GP : 0x81, user ? 0x81 * 8 + 2 : 0, user ? int_81 : int_81 + 2);
+		if (!user || user_int) {
+			expect(int_80, user, 0x80, 0, int_80 + 2);
+			expect(int_81, user, user ? GP : 0x81, user ? 0x81 * 8 + 2 : 0, user ? int_81 : int_81 + 2);
+		}
 		expect(icebp, user, DB, 0, icebp + 1);
 		expect(ud2_1, user, UD, 0, ud2_1);
 		expect(div_0, user, DE, 0, div_0_at);
@@ -114,8 +117,8 @@ static void exceptions(void)
 	const u8 *privileged[] = { hlt_1, cli_1, sti_1, in_1, cr3_1, to_cr3, rdmsr_1, wrmsr_1, invlpg_1, swapgs_1, lgdt_1, clts_1, dr_1, ltr_1 };
 	for (unsigned i = 0; i < sizeof(privileged) / sizeof(privileged[0]); i++)
 		expect(privileged[i], true, GP, 0, privileged[i]);
-	for (unsigned i = 0; i < 3; i++) {
-		/* IOPL 3 */
+	bool iopl = !skipping("IOPL 3", "user-iopl");
+	for (unsigned i = 0; i < 3 && iopl; i++) {
 		struct frame f = run(cli_1, true, 3 << 12 | F_IF);
 		CHECK_EQ(f.vector, UD);
 		CHECK_EQ(f.rflags & F_IF, 0);
@@ -151,8 +154,9 @@ static void exceptions(void)
 static void flags(void)
 {
 	section("flags through IRET, PUSHF, POPF");
+	unsigned rings = skipping("IF in ring 3", "user-if") ? 1 : 2;
 	static const u64 bits[] = { F_CF, F_PF, F_AF, F_ZF, F_SF, F_DF, F_OF, F_IF, F_AC, F_ID, STATUS, STATUS | F_DF | F_ID | F_AC, 0 };
-	for (unsigned user = 0; user < 2; user++)
+	for (unsigned user = 0; user < rings; user++)
 		for (unsigned i = 0; i < sizeof(bits) / sizeof(bits[0]); i++) {
 			struct frame f = run(flags_all, user, bits[i]);
 			CHECK_EQ(f.vector, UD);
@@ -219,7 +223,8 @@ static void flags(void)
 
 static void syscalls(void)
 {
-	section("system calls");
+	if (!section_unless("system calls", "syscall-cpl"))
+		return;
 	static u64 percpu[4];
 	u64 *stack = page_alloc(1);
 	percpu[0] = (u64)stack + 4096;
@@ -241,7 +246,12 @@ static void syscalls(void)
 		CHECK_EQ(rdmsr(0xc0000101), 0x1234);
 		CHECK_EQ(rdmsr(0xc0000102), (u64)percpu);
 	}
-	section("returns that must not be");
+}
+
+static void returns(void)
+{
+	if (!section_unless("returns that must not be", "late-gp,iret-checks"))
+		return;
 	struct frame f = kernel_frame(sysret_1);
 	f.rcx = 0x800000000000;
 	f.r11 = 2;
@@ -291,8 +301,12 @@ static void syscalls(void)
 	f.rsp = (u64)fr;
 	exec(&f);
 	CHECK_EQ(f.rax & F_RF, 0);
+}
+
+static void compatibility(void)
+{
 	section("compatibility mode");
-	f = user_frame(user_of(compat) & 0xffffffff, 0x1000);
+	struct frame f = user_frame(user_of(compat) & 0xffffffff, 0x1000);
 	u8 *low = page_alloc(1);
 	COPY(low, compat);
 	*pte_of(boot_pml4, VA(0x1f0), 1) = 0;
@@ -317,13 +331,14 @@ static void syscalls(void)
 		CHECK_EQ(f.cs, 0x23);
 		CHECK_EQ((u32)f.rax, 0);
 	}
-	/* SYSRET to it */
-	f = kernel_frame(sysret_32);
-	f.rcx = 0xc0000000, f.r11 = 2, f.rax = 6;
-	exec(&f);
-	CHECK_EQ(f.vector, UD);
-	CHECK_EQ(f.cs, 0x23);
-	CHECK_EQ((u32)f.rax, 7);
+	if (!skipping("SYSRET to it", "sysret-compat")) {
+		f = kernel_frame(sysret_32);
+		f.rcx = 0xc0000000, f.r11 = 2, f.rax = 6;
+		exec(&f);
+		CHECK_EQ(f.vector, UD);
+		CHECK_EQ(f.cs, 0x23);
+		CHECK_EQ((u32)f.rax, 7);
+	}
 	*pd = old;
 	*pdpte = old3;
 	write_cr4(read_cr4() ^ 1 << 7);
@@ -335,6 +350,7 @@ static void syscalls(void)
 static void bases(void)
 {
 	section("FS and GS");
+	bool can_be_off = !skipping("FSGSBASE switched off", "fsgsbase-on");
 	u64 *d = page_alloc(1);
 	map(DATA, d, P | W | U);
 	for (unsigned i = 0; i < 512; i++)
@@ -354,7 +370,8 @@ static void bases(void)
 			CHECK_EQ(f.rsi, 21);
 			d[14] = 1014;
 			/* not without CR4.FSGSBASE */
-			expect(fsgsbase, user, UD, 0, fsgsbase);
+			if (can_be_off)
+				expect(fsgsbase, user, UD, 0, fsgsbase);
 			write_cr4(read_cr4() | 1 << 16);
 			f = user ? user_frame(user_of(fsgsbase), USER_STACK) : kernel_frame(fsgsbase);
 			f.rcx = DATA + 8, f.rdx = DATA + 16;
@@ -411,6 +428,7 @@ static void on_step(struct frame *f)
 static void single_step(void)
 {
 	section("single steps");
+	bool rep_stops = !skipping("each turn of a REP instruction", "rep-step"), ss_holds = !skipping("MOV SS", "ss-step");
 	handlers[DB] = on_step;
 	wrmsr(0xc0000084, 0x47700);
 	wrmsr(0xc0000082, (u64)entry_sum);
@@ -439,7 +457,8 @@ static void single_step(void)
 			exec(&f);
 			CHECK_EQ(f.vector, UD);
 			CHECK_EQ(f.rdi, DATA + 3);
-			CHECK_EQ(trail_n, 5);
+			if (user || rep_stops)
+				CHECK_EQ(trail_n, 5);
 			/* switched on by POPF: the trap comes after the instruction behind it */
 			trail_n = 0;
 			f = run(set_tf, user, 0);
@@ -447,7 +466,7 @@ static void single_step(void)
 			CHECK_EQ(trail_n, 2);
 			CHECK_EQ(trail[0], user ? user_of(set_tf_at) : (u64)set_tf_at);
 			/* MOV SS holds it back once more */
-			if (!user) {
+			if (!user && ss_holds) {
 				trail_n = 0;
 				f = run(set_tf_ss, user, 0);
 				CHECK_EQ(f.vector, UD);
@@ -455,19 +474,24 @@ static void single_step(void)
 				CHECK_EQ(trail[0], (u64)set_tf_ss_at);
 			}
 		}
-	/* SYSCALL with TF: SFMASK clears it, so the entry runs free, and SYSRET brings it back */
-	trail_n = 0;
-	struct frame f = run(step_sys, true, F_TF);
-	CHECK_EQ(f.vector, UD);
-	CHECK_EQ(f.rax, 3);
-	CHECK_EQ(trail[0], user_of(step_sys) + 1);
-	/* the trap of SYSRET itself: on the instruction behind, or behind that */
-	CHECK(trail_n >= 2 && (trail[1] == user_of(step_sys_next) || trail[1] == user_of(step_sys_next) + 1));
-	CHECK_EQ(trail[trail_n - 1], user_of(step_sys_next) + 1);
-	handlers[DB] = NULL;
 	/* a fault wins over the trap */
-	f = run(ud2_1, true, F_TF);
+	trail_n = 0;
+	struct frame f = run(ud2_1, true, F_TF);
 	CHECK_EQ(f.vector, UD);
+	CHECK_EQ(trail_n, 0);
+	if (!skipping("SYSCALL with TF", "syscall-cpl")) {
+		/* SFMASK clears it, so the entry runs free, and SYSRET brings it back */
+		f = run(step_sys, true, F_TF);
+		CHECK_EQ(f.vector, UD);
+		CHECK_EQ(f.rax, 3);
+		CHECK_EQ(trail[0], user_of(step_sys) + 1);
+		/* the trap of SYSRET itself: on the instruction behind, or behind that */
+		CHECK(trail_n >= 2 && (trail[1] == user_of(step_sys_next) || trail[1] == user_of(step_sys_next) + 1));
+		CHECK_EQ(trail[trail_n - 1], user_of(step_sys_next) + 1);
+	}
+	handlers[DB] = NULL;
+	if (skipping("INT n with TF", "user-int"))
+		return;
 	f = run(int_80, true, F_TF);
 	CHECK_EQ(f.vector, 0x80);
 	CHECK_EQ(f.rflags & F_TF, F_TF);
@@ -480,6 +504,7 @@ static void delivery(void)
 	section("stacks of handlers");
 	/* without IST: RSP0 from user mode, the same stack from kernel mode, 16-byte aligned */
 	extern u8 show_rsp[];
+	bool user_int = !skipping("from ring 3 by INT n", "user-int");
 	set_gate(0x80, show_rsp, 0, 3);
 	for (unsigned n = 0; n < 16; n++) {
 		struct frame f = kernel_frame(int_80);
@@ -489,6 +514,8 @@ static void delivery(void)
 		CHECK_EQ(f.vector, UD);
 		CHECK_EQ(f.rbx, (sp & ~15ull) - 40);
 		CHECK_EQ(f.rcx, sp);
+		if (!user_int)
+			continue;
 		f = user_frame(user_of(int_80), USER_STACK - n);
 		exec(&f);
 		CHECK_EQ(f.vector, UD);
@@ -514,6 +541,8 @@ static void delivery(void)
 	CHECK_EQ(f.vector, DF);
 	CHECK_EQ(f.cs, UCODE);
 	idt[PF][0] = pf[0];
+	if (skipping("#NP in the delivery of #UD", "np-df"))
+		return;
 	u64 ud = idt[UD][0];
 	idt[UD][0] &= ~(1ull << 47);
 	f = run(ud2_1, true, 0);
@@ -533,6 +562,8 @@ void guest_main(void)
 	exceptions();
 	flags();
 	syscalls();
+	returns();
+	compatibility();
 	bases();
 	single_step();
 	delivery();

@@ -9,10 +9,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include "accel/kvm/kvm_internal.h"
+#include "accel/kvm/trial.h"
 #include "cpu/x86/state.h"
 
 enum { DR6_TRAPS = 0xf, DR6_BS = 1 << 14 };
@@ -35,57 +34,10 @@ static void to_registers(const struct accel_debugger *want, struct kvm_guest_deb
 
 /* --- what this KVM honours --- */
 
-struct trial {
-	int vm, cpu;
-	struct kvm_run *run;
-	uint8_t *mem;
-	size_t run_size;
-};
-
 enum { TRIAL_SIZE = 0x4000, TRIAL_CODE = 0x1000, TRIAL_DATA = 0x2000 };
 
-static void trial_end(struct trial *t)
-{
-	if (t->run)
-		munmap(t->run, t->run_size);
-	if (t->cpu >= 0)
-		close(t->cpu);
-	if (t->vm >= 0)
-		close(t->vm);
-	if (t->mem)
-		munmap(t->mem, TRIAL_SIZE);
-}
-
-static bool trial_begin(struct trial *t, const struct accel_vm *vm)
-{
-	*t = (struct trial){ .cpu = -1, .run_size = (size_t)vm->run_size };
-	t->vm = ioctl(vm->kvm_fd, KVM_CREATE_VM, 0);
-	if (t->vm < 0)
-		return false;
-	uint64_t identity = 0xfffbc000;
-	void *mem = mmap(NULL, TRIAL_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (mem == MAP_FAILED)
-		return false;
-	t->mem = mem;
-	struct kvm_userspace_memory_region region = { .memory_size = TRIAL_SIZE, .userspace_addr = (uintptr_t)mem };
-	if (ioctl(t->vm, KVM_SET_TSS_ADDR, 0xfffbd000ul) || ioctl(t->vm, KVM_SET_IDENTITY_MAP_ADDR, &identity) ||
-	    ioctl(t->vm, KVM_SET_USER_MEMORY_REGION, &region))
-		return false;
-	t->cpu = ioctl(t->vm, KVM_CREATE_VCPU, 0);
-	if (t->cpu < 0)
-		return false;
-	void *run = mmap(NULL, t->run_size, PROT_READ | PROT_WRITE, MAP_SHARED, t->cpu, 0);
-	if (run == MAP_FAILED)
-		return false;
-	t->run = run;
-	/* mov [TRIAL_DATA], eax; mov eax, [TRIAL_DATA]; nop; hlt; jmp to it */
-	static const uint8_t code[] = { 0xa3, 0, 0x20, 0, 0, 0xa1, 0, 0x20, 0, 0, 0x90, 0xf4, 0xeb, 0xfd };
-	memcpy(t->mem + TRIAL_CODE, code, sizeof(code));
-	return true;
-}
-
 /* Whether flat 32-bit code stops behind `at` because of this point. */
-static bool trial(struct trial *t, enum accel_point_kind kind, uint64_t gva, uint64_t at)
+static bool trial(struct kvm_trial *t, enum accel_point_kind kind, uint64_t gva, uint64_t at)
 {
 	struct accel_debugger want = { .npoints = 1, .point[0] = { .kind = kind, .gva = gva, .len = kind == ACCEL_POINT_EXEC ? 1 : 4 } };
 	struct kvm_guest_debug debug = { .control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP };
@@ -101,24 +53,23 @@ static bool trial(struct trial *t, enum accel_point_kind kind, uint64_t gva, uin
 	sregs.cs.selector = 8;
 	if (ioctl(t->cpu, KVM_SET_SREGS, &sregs) || ioctl(t->cpu, KVM_SET_REGS, &regs) || ioctl(t->cpu, KVM_SET_GUEST_DEBUG, &debug))
 		return false;
-	int r;
-	do
-		r = ioctl(t->cpu, KVM_RUN, 0);
-	while (r < 0 && errno == EINTR);
-	return !r && t->run->exit_reason == KVM_EXIT_DEBUG && t->run->debug.arch.pc == at;
+	return kvm_trial_run(t, KVM_EXIT_DEBUG) && t->run->debug.arch.pc == at;
 }
 
 /* Bits 1 << enum accel_point_kind. */
 static unsigned try_points(const struct accel_vm *vm)
 {
-	struct trial t;
+	struct kvm_trial t;
 	unsigned works = 0;
-	if (trial_begin(&t, vm)) {
+	if (kvm_trial_begin(&t, vm->kvm_fd, (size_t)vm->run_size, TRIAL_SIZE)) {
+		/* mov [TRIAL_DATA], eax; mov eax, [TRIAL_DATA]; nop; hlt; jmp to it */
+		static const uint8_t code[] = { 0xa3, 0, 0x20, 0, 0, 0xa1, 0, 0x20, 0, 0, 0x90, 0xf4, 0xeb, 0xfd };
+		memcpy(t.mem + TRIAL_CODE, code, sizeof(code));
 		works |= (unsigned)trial(&t, ACCEL_POINT_EXEC, TRIAL_CODE + 10, TRIAL_CODE + 10) << ACCEL_POINT_EXEC;
 		works |= (unsigned)trial(&t, ACCEL_POINT_WRITE, TRIAL_DATA, TRIAL_CODE + 5) << ACCEL_POINT_WRITE;
 		works |= (unsigned)trial(&t, ACCEL_POINT_ACCESS, TRIAL_DATA, TRIAL_CODE + 5) << ACCEL_POINT_ACCESS;
 	}
-	trial_end(&t);
+	kvm_trial_end(&t);
 	return works;
 }
 
@@ -141,7 +92,20 @@ static int tell_kvm(struct accel_vcpu *v, bool over)
 		if (want->no_irq || over)
 			debug.control |= v->debug_control & KVM_GUESTDBG_BLOCKIRQ;
 	}
+	if (v->syscall_watch && want->npoints < ACCEL_POINTS) {
+		debug.control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP;
+		debug.arch.debugreg[ACCEL_POINTS - 1] = v->syscall_watch;
+		debug.arch.debugreg[7] |= 0x400 | 2u << 2 * (ACCEL_POINTS - 1);
+	}
 	return ioctl(v->fd, KVM_SET_GUEST_DEBUG, &debug) ? -errno : 0;
+}
+
+void kvm_debug_watch_syscall(struct accel_vcpu *v, uint64_t handler)
+{
+	if (v->syscall_watch == handler)
+		return;
+	v->syscall_watch = handler;
+	tell_kvm(v, v->debug_over);
 }
 
 int kvm_vcpu_set_debugger(struct accel_vcpu *v, const struct accel_debugger *want)
@@ -160,7 +124,6 @@ int kvm_vcpu_set_debugger(struct accel_vcpu *v, const struct accel_debugger *wan
 	for (unsigned i = 0; i < want->npoints; i++)
 		if (!(v->vm->points >> want->point[i].kind & 1))
 			return -ENOTSUP;
-	kvm_finish(v);
 	struct debugger before = v->debugger;
 	debugger_set(&v->debugger, want);
 	v->debug_over = false;
@@ -183,17 +146,42 @@ static uint64_t get_rip(struct accel_vcpu *v)
 	return regs.rip;
 }
 
-int kvm_debug_before(struct accel_vcpu *v)
+/* Steps are our own emulator's where it can: a single-stepped processor runs away with an exception's handler, and shows the guest TF in its frame.
+ * Where it cannot (KVM's own interrupt controllers), and where interrupts may come in that only KVM knows of, KVM steps. */
+int kvm_debug_before(struct accel_vcpu *v, bool *done)
 {
 	struct debugger *d = &v->debugger;
-	if (v->halted && d->want.step && d->want.no_irq)
+	bool ours = !kvm_has_lapic(v->vm);
+	*done = false;
+	if (v->unfinished && d->want.step) {
+		/* KVM may or may not take the end of this instruction for a step. */
+		kvm_finish(v);
+		*done = true;
+		return v->run->exit_reason == KVM_EXIT_DEBUG ? kvm_debug_exit(v) : kvm_debug_stepped(v);
+	}
+	if (v->unfinished)
+		return 0;
+	bool halted = d->want.step && kvm_halted(v);
+	if (halted && d->want.no_irq) {
+		*done = true;
 		return leave(v, ACCEL_STOP_STEP, 0); /* nothing can be stepped */
+	}
 	bool over = d->skip && get_rip(v) == d->skip_rip;
 	d->skip = over;
-	/* A step begins at the address where KVM was told of it; our own emulator or the debugger may have moved on. */
-	if (over || over != v->debug_over || d->want.step) {
+	if (over || d->want.step) {
+		if (halted && ours && !(v->config.irq.pending && v->config.irq.pending(v->config.irq.opaque)))
+			return 0; /* wait */
+		if (ours || over || d->want.no_irq) {
+			int r = kvm_step_debug(v, done);
+			if (r || *done)
+				return r;
+		}
 		v->debug_over = over;
 		return tell_kvm(v, over);
+	}
+	if (v->debug_over) {
+		v->debug_over = false;
+		return tell_kvm(v, false);
 	}
 	return 0;
 }
@@ -221,6 +209,8 @@ int kvm_debug_exit(struct accel_vcpu *v)
 {
 	struct debugger *d = &v->debugger;
 	const struct kvm_debug_exit_arch *arch = &v->run->debug.arch;
+	if (v->syscall_watch && arch->exception == VEC_DB && arch->pc == v->syscall_watch && arch->dr6 >> (ACCEL_POINTS - 1) & 1)
+		return kvm_step_fault_handler(v);
 	if (arch->exception == VEC_BP) {
 		int rc = leave(v, ACCEL_STOP_INT3, 0);
 		return rc ? rc : kvm_step_int3(v);

@@ -1,0 +1,312 @@
+#include "kvm_defects.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+
+#include "kvm_box.h"
+
+enum { DB = 1, UD = 6, NM = 7, NP = 11, GP = 13, PF = 14 };
+enum { RING0, RING3 };
+
+#define CODE(name, text) \
+	extern const uint8_t name[], name##_end[]; \
+	__asm__(".pushsection .rodata\n" #name ":\n" text "\n" #name "_end:\n.popsection")
+
+static void load(struct box *b, const uint8_t *code, const uint8_t *end, unsigned ring)
+{
+	box_load(b, code, (size_t)(end - code), ring);
+	b->regs.rdi = BOX_DATA;
+}
+#define LOAD(b, name, ring) load(b, name, name##_end, ring)
+#define RUN(b, name, ring) (LOAD(b, name, ring), box_run(b))
+
+static uint64_t frame(struct box *b, unsigned n)
+{
+	return *box_word(b, b->regs.rsp + 8 * n);
+}
+
+/* --- memory --- */
+
+CODE(torn, "mov $-1, %rax\n mov %rax, 0x1ffc(%rsi)\n hlt");
+static bool torn_store(struct box *b)
+{
+	LOAD(b, torn, RING0);
+	b->regs.rsi = BOX_PAGES + 0x50000;
+	*box_word(b, BOX_PTE(BOX_PAGES + 0x52000)) = 0;
+	return box_run(b) == PF && *box_word(b, 0x51ff8) != 0;
+}
+
+CODE(straddle, "mov $0x7ffffffffffc, %rax\n mov (%rax), %rax\n hlt");
+static bool straddle_pf(struct box *b)
+{
+	return RUN(b, straddle, RING3) == PF;
+}
+
+CODE(misaligned, "fxsave 8(%rdi)\n ud2");
+static bool fxsave_any(struct box *b)
+{
+	return RUN(b, misaligned, RING0) == UD;
+}
+
+/* It writes the two parts one after the other, then, and others can see it. */
+CODE(split, "mov $-1, %rax\n lock xor %rax, 0x1ffc(%rsi)\n hlt");
+static bool split_lock(struct box *b)
+{
+	LOAD(b, split, RING0);
+	b->regs.rsi = BOX_PAGES + 0x50000;
+	*box_word(b, BOX_PTE(BOX_PAGES + 0x52000)) &= ~2ull;
+	return box_run(b) == PF && *box_word(b, 0x51ff8) != 0;
+}
+
+/* --- ring 3 --- */
+
+CODE(int_80, "int $0x80\n hlt");
+static bool user_int(struct box *b)
+{
+	return RUN(b, int_80, RING3) != 0x80;
+}
+
+CODE(show_flags, "pushf\n pop %rax\n ud2");
+static bool user_if(struct box *b)
+{
+	return RUN(b, show_flags, RING3) == UD && b->regs.rax & 0x200;
+}
+
+CODE(cli_ud, "cli\n ud2");
+static bool user_iopl(struct box *b)
+{
+	LOAD(b, cli_ud, RING3);
+	b->regs.rflags |= 3 << 12;
+	return box_run(b) == GP;
+}
+
+static void set_msr(struct box *b, uint32_t index, uint64_t value)
+{
+	struct {
+		struct kvm_msrs head;
+		struct kvm_msr_entry entry;
+	} m = { .head.nmsrs = 1, .entry = { .index = index, .data = value } };
+	ioctl(b->cpu, KVM_SET_SREGS, &b->sregs); /* EFER first */
+	ioctl(b->cpu, KVM_SET_MSRS, &m);
+}
+
+CODE(syscall_hlt, "syscall\n ud2\n hlt");
+static bool syscall_cpl(struct box *b)
+{
+	LOAD(b, syscall_hlt, RING3);
+	set_msr(b, 0xc0000081, (uint64_t)BOX_KCODE << 32 | (uint64_t)BOX_KDATA << 48);
+	set_msr(b, 0xc0000082, BOX_CODE + 4);
+	set_msr(b, 0xc0000084, 0);
+	return box_run(b) == GP; /* the HLT of the entry point is refused */
+}
+
+CODE(x87, "fld1\n ud2");
+static bool user_ts(struct box *b)
+{
+	LOAD(b, x87, RING3);
+	b->sregs.cr0 |= 8;
+	bool wrong = box_run(b) != NM;
+	b->sregs.cr0 &= ~8ull;
+	return wrong;
+}
+
+CODE(bad_x87, "mov $0x800000000000, %rax\n fldl (%rax)\n hlt");
+static bool user_fp_gp(struct box *b)
+{
+	return RUN(b, bad_x87, RING3) != GP;
+}
+
+CODE(divps, "movl $0x1d80, -4(%rsp)\n ldmxcsr -4(%rsp)\n pxor %xmm0, %xmm0\n pcmpeqd %xmm1, %xmm1\n pslld $25, %xmm1\n psrld $2, %xmm1\n"
+	    "divps %xmm0, %xmm1\n ud2");
+static bool user_xm(struct box *b)
+{
+	LOAD(b, divps, RING3);
+	b->sregs.cr4 &= ~0x400ull; /* OSXMMEXCPT */
+	bool wrong = box_run(b) != UD;
+	b->sregs.cr4 |= 0x400;
+	return wrong;
+}
+
+CODE(fsgsbase, "rdfsbase %rax\n hlt");
+static bool fsgsbase_on(struct box *b)
+{
+	LOAD(b, fsgsbase, RING3);
+	b->sregs.cr4 &= ~0x10000ull;
+	return box_run(b) != UD;
+}
+
+/* --- returns --- */
+
+CODE(sysret, "mov $0x800000000000, %rcx\n mov $2, %r11d\n 1: sysretq\n hlt");
+static bool late_gp(struct box *b)
+{
+	return RUN(b, sysret, RING0) == GP && frame(b, 1) == 0x800000000000;
+}
+
+CODE(iret_data, "push $0x1b\n push %rsp\n push $2\n push $0x1b\n lea 1f(%rip), %rax\n push %rax\n iretq\n 1: ud2");
+static bool iret_checks(struct box *b)
+{
+	return RUN(b, iret_data, RING0) != GP;
+}
+
+CODE(sysret_32, "mov $0x10000 + 1f - sysret_32, %ecx\n mov $2, %r11d\n sysretl\n 1: .byte 0x40, 0x90\n ud2"); /* 32-bit: inc %eax */
+static bool sysret_compat(struct box *b)
+{
+	LOAD(b, sysret_32, RING0);
+	*box_word(b, b->sregs.gdt.base + 0x30) = 0x00cffb000000ffff;
+	*box_word(b, b->sregs.gdt.base + 0x38) = 0x00cff3000000ffff;
+	b->sregs.gdt.limit = 0x3f;
+	set_msr(b, 0xc0000081, 0x33ull << 48 | (uint64_t)BOX_KCODE << 32);
+	return box_run(b) != UD || b->regs.rax != 1;
+}
+
+/* --- exceptions and interrupts --- */
+
+CODE(tf_rep, "mov $3, %ecx\n rep stosb\n hlt");
+static bool rep_step(struct box *b)
+{
+	LOAD(b, tf_rep, RING0);
+	b->regs.rflags |= 0x100;
+	if (box_run(b) != DB) /* behind the MOV */
+		return true;
+	/* on from there, by hand */
+	uint64_t rsp = b->regs.rsp;
+	b->regs.rip = frame(b, 0);
+	b->regs.rflags = frame(b, 2);
+	b->regs.rsp = *box_word(b, rsp + 24);
+	return box_run(b) != DB || b->regs.rcx != 2;
+}
+
+CODE(tf_ss, "pushf\n orq $0x100, (%rsp)\n mov %ss, %eax\n popf\n mov %eax, %ss\n nop\n 1: nop\n hlt");
+static bool ss_step(struct box *b)
+{
+	return RUN(b, tf_ss, RING0) != DB || frame(b, 0) != BOX_CODE + (uint64_t)(tf_ss_end - tf_ss) - 2;
+}
+
+CODE(ud2, "ud2\n hlt");
+static bool np_df(struct box *b)
+{
+	LOAD(b, ud2, RING3);
+	*box_word(b, b->sregs.idt.base + 16 * UD) &= ~(1ull << 47);
+	return box_run(b) != NP;
+}
+
+CODE(window, "sti\n nop\n nop\n ud2");
+static bool late_window(struct box *b)
+{
+	LOAD(b, window, RING0);
+	b->run->request_interrupt_window = 1;
+	int end = box_run(b);
+	b->run->request_interrupt_window = 0;
+	return end == UD;
+}
+
+CODE(adjust, "mov $0x3b, %ecx\n rdtsc\n mov %edx, %ebx\n xor %eax, %eax\n mov $0x100, %edx\n wrmsr\n rdtsc\n sub %ebx, %edx\n xor %eax, %eax\n"
+	     "mov %edx, %ebx\n xor %edx, %edx\n wrmsr\n hlt");
+static bool tsc_fixed(struct box *b)
+{
+	return RUN(b, adjust, RING0) == BOX_HLT && b->regs.rbx < 0x100;
+}
+
+/* --- what a guest is shown and kept from --- */
+
+CODE(ask_1, "mov $1, %eax\n cpuid\n hlt");
+static bool cpuid_or(struct box *b)
+{
+	enum { VME = 1 << 1, MCE = 1 << 7, MCA = 1 << 14, BASE = 0x078bfbff & ~(VME | MCE | MCA) };
+	struct {
+		struct kvm_cpuid2 head;
+		struct kvm_cpuid_entry2 entry[4];
+	} table = { .head.nent = 4,
+		    .entry = { { .function = 0, .eax = 1 }, { .function = 1, .edx = BASE }, { .function = 0x80000000, .eax = 0x80000001 },
+			       { .function = 0x80000001, .edx = 0x20100800 } } };
+	LOAD(b, ask_1, RING0);
+	return ioctl(b->cpu, KVM_SET_CPUID2, &table) == 0 && box_run(b) == BOX_HLT && (b->regs.rdx & (VME | MCE | MCA));
+}
+
+CODE(bad_pat, "mov $0x277, %ecx\n mov $2, %eax\n xor %edx, %edx\n wrmsr\n hlt");
+CODE(bad_gs, "mov $0xc0000102, %ecx\n xor %eax, %eax\n mov $0x8000, %edx\n wrmsr\n hlt");
+static bool msr_checks(struct box *b)
+{
+	return RUN(b, bad_pat, RING0) != GP || RUN(b, bad_gs, RING0) != GP;
+}
+
+/* CR4.PKE is the feature's that the fewest processors have; LA57, if they have it. */
+CODE(set_pke, "mov $7, %eax\n xor %ecx, %ecx\n cpuid\n test $8, %cl\n jnz 1f\n mov %cr4, %rax\n bts $22, %rax\n mov %rax, %cr4\n 1: hlt");
+static bool cr4_any(struct box *b)
+{
+	return RUN(b, set_pke, RING0) == BOX_HLT && !(b->regs.rcx & 8);
+}
+
+CODE(mwait, "xor %eax, %eax\n xor %ecx, %ecx\n mwait\n hlt");
+static bool mwait_nop(struct box *b)
+{
+	struct kvm_enable_cap cap = { .cap = KVM_CAP_DISABLE_QUIRKS2, .args[0] = KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS };
+	ioctl(b->vm, KVM_ENABLE_CAP, &cap);
+	return RUN(b, mwait, RING0) == BOX_HLT;
+}
+
+static const struct probe {
+	struct kvm_defect defect;
+	bool (*found)(struct box *b);
+} probes[] = {
+	{ { "torn-store", "in ring 0 a store into two pages, the second not there, has written the first when it faults" }, torn_store },
+	{ { "straddle-pf", "an access from the last canonical address on raises #PF, not #GP" }, straddle_pf },
+	{ { "fxsave-any", "in ring 0 FXSAVE does not raise #GP for an area that is not aligned" }, fxsave_any },
+	{ { "split-lock", "in ring 0 a locked instruction across two pages is not atomic: it has written the first when the second faults" }, split_lock },
+	{ { "user-int", "INT n in ring 3 raises #UD" }, user_int },
+	{ { "user-if", "PUSHF and SYSCALL in ring 3 show RFLAGS.IF set when it is not" }, user_if },
+	{ { "user-iopl", "CLI and STI in ring 3 raise #GP although IOPL allows them" }, user_iopl },
+	{ { "syscall-cpl", "SYSCALL in ring 3 jumps to LSTAR but stays in ring 3" }, syscall_cpl },
+	{ { "user-ts", "CR0.TS does not keep ring 3 from the FPU" }, user_ts },
+	{ { "user-fp-gp", "a #GP of an FPU or AVX instruction in ring 3 arrives as #UD" }, user_fp_gp },
+	{ { "user-xm", "without CR4.OSXMMEXCPT ring 3 gets #XM, not #UD" }, user_xm },
+	{ { "fsgsbase-on", "RDFSBASE in ring 3 does not mind CR4.FSGSBASE" }, fsgsbase_on },
+	{ { "late-gp", "the #GP of SYSRET or IRET to a non-canonical address comes when the return is done" }, late_gp },
+	{ { "iret-checks", "IRET takes a data segment as CS" }, iret_checks },
+	{ { "sysret-compat", "SYSRET to compatibility mode ends in 64-bit mode" }, sysret_compat },
+	{ { "rep-step", "in ring 0 TF traps once for a whole REP instruction" }, rep_step },
+	{ { "ss-step", "in ring 0 MOV SS does not hold back a single-step trap" }, ss_step },
+	{ { "np-df", "an exception whose gate is not present becomes #DF, not #NP" }, np_df },
+	{ { "late-window", "in ring 0 the interrupt window opens up to a thousand instructions after STI" }, late_window },
+	{ { "tsc-fixed", "IA32_TSC_ADJUST does not move the TSC" }, tsc_fixed },
+	{ { "cpuid-or", "CPUID shows features of the host that KVM_SET_CPUID2 did not give" }, cpuid_or },
+	{ { "msr-checks", "WRMSR takes values that raise #GP on processors: unknown memory types in IA32_PAT, a KERNEL_GS_BASE that is no address" }, msr_checks },
+	{ { "cr4-any", "CR4 takes bits of features that CPUID does not show" }, cr4_any },
+	{ { "mwait-nop", "MWAIT, which CPUID does not show, does nothing where #UD was asked for" }, mwait_nop },
+};
+#define PROBES (sizeof(probes) / sizeof(probes[0]))
+
+static bool find(const struct probe *p)
+{
+	struct box b;
+	if (!box_open(&b))
+		return false;
+	bool found = p->found(&b);
+	box_close(&b);
+	return found;
+}
+
+void kvm_defects_find(char *names, size_t size)
+{
+	size_t n = 0;
+	*names = 0;
+	for (size_t i = 0; i < PROBES && n < size; i++)
+		if (find(&probes[i]))
+			n += (size_t)snprintf(names + n, size - n, "%s%s", n ? "," : "", probes[i].defect.name);
+}
+
+const struct kvm_defect *kvm_defect_named(const char *name, size_t length)
+{
+	for (size_t i = 0; i < PROBES; i++)
+		if (strlen(probes[i].defect.name) == length && !strncmp(probes[i].defect.name, name, length))
+			return &probes[i].defect;
+	return NULL;
+}
+
+void kvm_defects_print(void)
+{
+	for (size_t i = 0; i < PROBES; i++)
+		printf("%-8s %-14s %s\n", find(&probes[i]) ? "here" : "not here", probes[i].defect.name, probes[i].defect.what);
+}
