@@ -138,6 +138,11 @@ int kvm_vcpu_run(struct accel_vcpu *v);
 void kvm_vcpu_kick(struct accel_vcpu *v);
 void kvm_vcpu_nmi(struct accel_vcpu *v);
 
+/* --- paravirt.c --- */
+
+/* Of v->cpuid, what depends on KVM having the LAPIC: the leaf of paravirtual features (if there is one) and the deadline timer. `room` is scratch. */
+void kvm_paravirt_cpuid(struct accel_vcpu *v, struct kvm_cpuid2 *room, unsigned nroom);
+
 /* --- irqchip.c --- */
 
 /* KVM's own controllers, before there is a vCPU: as vm->irqchip says. 0 or -errno with err. */
