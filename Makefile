@@ -48,6 +48,7 @@ bench: build
 	@scripts/deps.sh bench
 	@/usr/bin/python3 bench/run.py --build $(BUILD) $(BENCH)
 	@/usr/bin/python3 bench/io.py --build $(BUILD) $(BENCH_IO)
+	@/usr/bin/python3 bench/exits.py --build $(BUILD) $(BENCH_EXITS)
 
 soak: build
 	@scripts/deps.sh test
