@@ -13,6 +13,8 @@
 /* What other threads ask of a vCPU. */
 enum { REQUEST_KICK = 1, REQUEST_NMI = 2 };
 
+#define MSR_APIC_BASE 0x1b
+
 /* --- exits --- */
 
 int kvm_leave(struct accel_vcpu *v, struct accel_exit *x)
@@ -91,6 +93,19 @@ static int exit_rdmsr(struct accel_vcpu *v)
 	return rc < 0 ? 0 : rc;
 }
 
+/* The LAPIC's base register is ours, but KVM's CPUID shows whether the LAPIC is on. */
+static void keep_apic_base(struct accel_vcpu *v, uint64_t value)
+{
+	struct kvm_sregs sregs;
+
+	kvm_finish(v);
+	if (ioctl(v->fd, KVM_GET_SREGS, &sregs) < 0)
+		return;
+	sregs.apic_base = value;
+	if (ioctl(v->fd, KVM_SET_SREGS, &sregs) < 0)
+		log_warn("vCPU %u: KVM does not take the LAPIC's base %#llx: %s", v->config.index, (unsigned long long)value, strerror(errno));
+}
+
 static int exit_wrmsr(struct accel_vcpu *v)
 {
 	struct accel_exit x = { .kind = ACCEL_EXIT_MSR_WRITE, .msr = { .index = v->run->msr.index, .value = v->run->msr.data } };
@@ -103,6 +118,8 @@ static int exit_wrmsr(struct accel_vcpu *v)
 	}
 	int rc = kvm_leave(v, &x);
 	v->run->msr.error = rc < 0;
+	if (rc == 0 && x.msr.index == MSR_APIC_BASE)
+		keep_apic_base(v, x.msr.value);
 	return rc < 0 ? 0 : rc;
 }
 
@@ -251,6 +268,8 @@ static int run_once(struct accel_vcpu *v)
 	if (r < 0)
 		return leave_failed(v, "KVM_RUN failed");
 	uint32_t reason = v->run->exit_reason;
+	if (atomic_load_explicit(&v->vm->syscall_lost, memory_order_relaxed) != KVM_SYSCALL_GOOD)
+		kvm_syscall_prepare(v);
 	if (reason < sizeof(exits) / sizeof(exits[0]) && exits[reason])
 		return exits[reason](v);
 	log_warn("vCPU %u: KVM exit reason %u is not handled", v->config.index, reason);
