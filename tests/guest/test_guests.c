@@ -42,6 +42,7 @@ static const struct guest_mode {
 	{ "poison-flags", "dbt", ACCEL_DEBUG_POISON_FLAGS, 0 },
 	{ "no-chain", "dbt", ACCEL_DEBUG_NO_CHAIN, 0 },
 	{ "small-cache", "dbt", 0, 256 << 10 },
+	{ "verify", "dbt", ACCEL_DEBUG_VERIFY, 0 },
 	{ "kvm", "kvm", 0, 0, "user" },
 	{ "kvm-split", "kvm", 0, 0, "split" },
 	{ "kvm-kernel", "kvm", 0, 0, "kernel" },
@@ -240,7 +241,7 @@ int main(int argc, char **argv)
 	for (size_t i = 0; i < sizeof(modes) / sizeof(modes[0]); i++) {
 		const struct guest_mode *mode = &modes[i];
 		struct error why;
-		bool wanted = listed(list, mode->name) || (listed(list, "all") && !mode->irqchip); /* KVM's by name */
+		bool wanted = listed(list, mode->name) || (listed(list, "all") && !mode->irqchip && !(mode->debug & ACCEL_DEBUG_VERIFY)); /* KVM's and verify by name */
 		if (only ? strcmp(only, mode->name) : !wanted)
 			continue;
 		const struct accel_ops *accel = accel_find(mode->accel);

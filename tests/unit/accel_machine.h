@@ -26,6 +26,7 @@ struct machine {
 	struct accel_vm *vm;
 	struct accel_vcpu *cpu; /* NULL: not to be had on this host */
 	struct x86_cpuid_table cpuid;
+	unsigned debug; /* enum accel_debug, for machine_create */
 };
 
 static inline void put64(struct machine *m, uint64_t gpa, uint64_t v)
@@ -111,7 +112,7 @@ static inline void machine_create(struct machine *m, const struct accel_ops *ops
 	assert_int_equal(ram_create(&m->ram, 2 << 20, &err), 0);
 	x86_cpuid_build(&m->cpuid, &(struct x86_cpuid_policy){ .ncpus = 1 });
 	config->cpuid = &m->cpuid;
-	assert_int_equal(ops->vm_create(&m->vm, &(struct accel_vm_config){ .ram = &m->ram, .ncpus = 1, .irqchip = irqchip }, &err), 0);
+	assert_int_equal(ops->vm_create(&m->vm, &(struct accel_vm_config){ .ram = &m->ram, .ncpus = 1, .irqchip = irqchip, .debug_flags = m->debug }, &err), 0);
 	assert_int_equal(ops->vcpu_create(&m->cpu, m->vm, config, &err), 0);
 	machine_tables(m);
 }

@@ -45,11 +45,12 @@ static int on_exit(void *opaque, struct accel_exit *x)
 	return 0;
 }
 
-static int set_up(void **state, const struct accel_ops *ops)
+static int set_up(void **state, const struct accel_ops *ops, unsigned debug)
 {
 	static struct rig rig;
 	memset(&rig, 0, sizeof(rig));
 	*state = &rig;
+	rig.m.debug = debug;
 	machine_create(&rig.m, ops, ACCEL_IRQCHIP_USER, &(struct accel_vcpu_config){ .exit = on_exit, .opaque = &rig });
 	code(&rig.m, HANDLERS + VEC_DB * 16, "\xe6\xf6\x48\xcf", 4); /* out PORT_DB; iretq */
 	return 0;
@@ -57,12 +58,27 @@ static int set_up(void **state, const struct accel_ops *ops)
 
 static int setup_interp(void **state)
 {
-	return set_up(state, &accel_interp);
+	return set_up(state, &accel_interp, 0);
 }
 
 static int setup_dbt(void **state)
 {
-	return set_up(state, &accel_dbt);
+	return set_up(state, &accel_dbt, 0);
+}
+
+static int setup_dbt_one(void **state)
+{
+	return set_up(state, &accel_dbt, ACCEL_DEBUG_ONE_INSN | ACCEL_DEBUG_CHECKS_FAIL);
+}
+
+static int setup_dbt_flush(void **state)
+{
+	return set_up(state, &accel_dbt, ACCEL_DEBUG_RANDOM_FLUSH | ACCEL_DEBUG_TINY_TLB);
+}
+
+static int setup_dbt_verify(void **state)
+{
+	return set_up(state, &accel_dbt, ACCEL_DEBUG_VERIFY);
 }
 
 static int teardown(void **state)
@@ -343,6 +359,6 @@ static void test_rf(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = { TESTS(interp), TESTS(dbt) };
+	const struct CMUnitTest tests[] = { TESTS(interp), TESTS(dbt), TESTS(dbt_one), TESTS(dbt_flush), TESTS(dbt_verify) };
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

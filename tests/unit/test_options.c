@@ -78,6 +78,7 @@ static void refusals(void **unused)
 		{ { "stray" }, "unexpected argument \"stray\"" },
 		{ { "--no-reboot=yes" }, "--no-reboot takes no value" },
 		{ { "--accel", "turbo" }, "--accel turbo: no such accelerator" },
+		{ { "--irqchip", "kvm" }, "--irqchip kvm: no such kind; choose auto, kernel, split or user" },
 		{ { "--memory", "0" }, "--memory 0: too little" },
 		{ { "--memory", "15M" }, "at least 16M" },
 		{ { "--memory", "512" }, "--memory 512: too little" },

@@ -39,6 +39,7 @@ enum insn_class {
 	/* From here on: ends the block. */
 	CLS_LAST,
 	CLS_STEP = CLS_LAST, /* for the stepper */
+	CLS_AC,	       /* STAC, CLAC: on in another mode */
 	CLS_JMP,
 	CLS_JMP_IND,
 	CLS_JRCXZ,

@@ -49,7 +49,9 @@ enum {
 	MODE_FS32 = 1 << 9,
 	MODE_GS32 = 1 << 10,
 	MODE_SEGS = MODE_FS32 | MODE_GS32,
-	MODE_VIEW = MODE_USER | MODE_FPU | MODE_TSD | MODE_FSGS | MODE_COMPAT | MODE_SEGS, /* the part that a token stands for */
+	MODE_SMAP = 1 << 11,   /* supervisor with CR4.SMAP */
+	MODE_OPEN = 1 << 12,   /* and EFLAGS.AC, between STAC and CLAC: the TLB that has user pages too */
+	MODE_VIEW = MODE_USER | MODE_SMAP | MODE_FPU | MODE_TSD | MODE_FSGS | MODE_COMPAT | MODE_SEGS, /* the part that a token stands for */
 };
 
 /* Classes of code: what may jump where it was told without being asked. Tokens of all are valid at the same time, so no class may find
@@ -78,6 +80,9 @@ static inline uint64_t tlb_none(unsigned index)
 {
 	return -((uint64_t)(index ^ 1) << 12);
 }
+
+/* Whose the first level's entries are. Without SMAP the supervisor's has user pages, and the open one is not used. */
+enum { TLB_SUPERVISOR, TLB_USER, TLB_OPEN, TLB_CLASSES };
 
 /* Second level: PCID-tagged, in C. */
 #define TLB2_SETS 1024
@@ -151,13 +156,14 @@ struct dbt_vcpu {
 	uint64_t pext_63, pext_31, pext_no_df;
 	struct dbt_vcpu *self;
 
-	struct tlb_entry tlb[2][TLB_SIZE]; /* 0 supervisor, 1 user */
+	struct tlb_entry tlb[TLB_CLASSES][TLB_SIZE];
 	uint32_t token[TOKEN_SLOTS];
 	uint32_t icache[CLASSES][ICACHE_SIZE]; /* low 16 bits of a target -> RX address that checks it */
 
 	/* --- not used by generated code --- */
-	uint16_t fill_list[2][TLB_SIZE]; /* entries filled from non-global pages */
-	unsigned fill_count[2];
+	uint16_t fill_list[TLB_CLASSES][TLB_SIZE]; /* entries filled from non-global pages */
+	unsigned fill_count[TLB_CLASSES];
+	unsigned classes; /* in use: all with CR4.SMAP */
 	uint16_t token_list[TOKEN_SLOTS];
 	unsigned token_count;
 	struct tlb2_entry tlb2[TLB2_SETS][TLB2_WAYS];
@@ -405,7 +411,14 @@ static inline unsigned dbt_token_group(uint64_t va)
 int dbt_emu_translate(void *opaque, uint64_t gva, enum mmu_access access, bool user, struct emu_page *out,
 		      uint32_t *error);
 /* Fill for one access of `size` bytes: 0 if the inline check will pass now, -1 if it cannot (fault, device, page crossing, code page). */
-int dbt_fill(struct dbt_vcpu *v, uint64_t gva, unsigned size, bool write, bool user);
+int dbt_fill(struct dbt_vcpu *v, uint64_t gva, unsigned size, bool write, unsigned class);
+/* The class of what code of the current privilege accesses. */
+static inline unsigned dbt_tlb_class(const struct dbt_vcpu *v)
+{
+	if (v->s.cpl == 3)
+		return TLB_USER;
+	return v->s.rflags & FL_AC && v->s.cr4 & CR4_SMAP ? TLB_OPEN : TLB_SUPERVISOR;
+}
 /* Their second argument: bits 0-7 size and bits 16.. instruction index for single accesses, bits 16.. length for merged ones. */
 enum { FILL_WRITE = 0x100, FILL_REFUSE = 0x200 /* forced mode: do as if it could not be filled */ };
 uint64_t dbt_help_fill_single(struct dbt_vcpu *v, uint64_t gva, uint64_t what, uint64_t ret);

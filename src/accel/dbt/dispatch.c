@@ -23,7 +23,7 @@ static uint32_t view_mode(const struct x86_state *s)
 		mode |= MODE_FPU;
 	if (s->cr4 & CR4_FSGSBASE)
 		mode |= MODE_FSGS;
-	return mode;
+	return s->cr4 & CR4_SMAP ? mode | MODE_SMAP : mode;
 }
 
 /* Data that can be read and stored to at every offset. */
@@ -48,8 +48,8 @@ uint32_t dbt_mode(const struct dbt_vcpu *v)
 {
 	uint32_t mode = view_mode(&v->s);
 	if (v->s.cpl != 3)
-		return mode & ~(uint32_t)MODE_TSD;
-	mode |= MODE_USER;
+		return (mode & ~(uint32_t)MODE_TSD) | (__builtin_expect(v->s.rflags & FL_AC && mode & MODE_SMAP, 0) ? MODE_OPEN : 0);
+	mode = (mode & ~(uint32_t)MODE_SMAP) | MODE_USER;
 	return __builtin_expect(x86_code64(&v->s), 1) ? mode : mode | compat_mode(&v->s);
 }
 
@@ -352,7 +352,7 @@ static void remember(struct dbt_vcpu *v, const struct tb *t, bool indirect)
 			v->icache[CLASS_COMPAT][i] = v->vm->stub.miss;
 		v->has_compat = true;
 	}
-	if (indirect && t->ind && !(v->vm->debug & ACCEL_DEBUG_NO_CHAIN))
+	if (indirect && t->ind && !(t->mode & MODE_OPEN) && !(v->vm->debug & ACCEL_DEBUG_NO_CHAIN))
 		v->icache[dbt_class(t->mode)][t->pc & 0xffff] = t->ind;
 	v->jump_cache[JUMP_HASH(t->pc)] = (struct jump_cache){ t->pc, t->mode, t->checked };
 }
@@ -530,7 +530,7 @@ int dbt_run(struct dbt_vcpu *v)
 				bool part = vm->debug & ACCEL_DEBUG_RANDOM_FLUSH && !(v->rng >> 50 & 7); /* stay unlinked, to come back here */
 				if (from_link && !part && v->exit_gen == v->found_gen && vm->link[from_link].pc == t->pc && vm->link[from_link].mode == t->mode)
 					dbt_link(vm, from_link, (uint32_t)found);
-				if (from_target && !t->ind && !dbt_cache_full(vm))
+				if (from_target && !t->ind && !(t->mode & MODE_OPEN) && !dbt_cache_full(vm))
 					t->ind = dbt_ind_thunk(vm, t);
 			}
 			pthread_mutex_unlock(&vm->lock);

@@ -19,11 +19,11 @@ static uint64_t leave_step(struct dbt_vcpu *v, uint64_t pc)
 }
 
 /* Host address of a guest byte for a read or write that stays in its page, or NULL if the inline check would not pass. */
-static uint8_t *access_page(struct dbt_vcpu *v, uint64_t gva, bool write, bool user)
+static uint8_t *access_page(struct dbt_vcpu *v, uint64_t gva, bool write, unsigned class)
 {
-	struct tlb_entry *e = &v->tlb[user][dbt_tlb_index(v->vm, gva)];
+	struct tlb_entry *e = &v->tlb[class][dbt_tlb_index(v->vm, gva)];
 	uint64_t npage = -(gva & PAGE_MASK);
-	if ((write ? e->nwrite : e->nread) != npage && dbt_fill(v, gva, 1, write, user) < 0)
+	if ((write ? e->nwrite : e->nread) != npage && dbt_fill(v, gva, 1, write, class) < 0)
 		return NULL;
 	return e->hpage + (gva & (PAGE_SIZE - 1));
 }
@@ -74,7 +74,8 @@ uint64_t dbt_help_string(struct dbt_vcpu *v, uint64_t what, uint64_t pc, uint64_
 {
 	(void)ret;
 	uint8_t op = (uint8_t)what & 0xfe;
-	bool rep = what & 0xff00, user = v->s.cpl == 3;
+	bool rep = what & 0xff00;
+	unsigned class = dbt_tlb_class(v);
 	unsigned size = (unsigned)(what >> 16);
 	/* In compatibility mode registers have 32 bits; a run ends with its page, so none wraps in the middle. */
 	uint64_t mask = __builtin_expect(x86_code64(&v->s), 1) ? UINT64_MAX : UINT32_MAX;
@@ -95,9 +96,9 @@ uint64_t dbt_help_string(struct dbt_vcpu *v, uint64_t what, uint64_t pc, uint64_
 		}
 		if (!run)
 			return leave_step(v, pc);
-		if (op != 0xaa && !(src = access_page(v, rsi, false, user)))
+		if (op != 0xaa && !(src = access_page(v, rsi, false, class)))
 			return leave_step(v, pc);
-		if (op != 0xac && !(dst = access_page(v, rdi, true, user)))
+		if (op != 0xac && !(dst = access_page(v, rdi, true, class)))
 			return leave_step(v, pc);
 		/* The second fill may have evicted the first entry, not its page. */
 		uint64_t bytes = run * size;
@@ -250,7 +251,7 @@ static bool load_plain(struct dbt_vcpu *v, uint16_t sel, bool code, unsigned cpl
 	uint64_t at = v->s.gdt.base + (sel & ~7u);
 	if ((sel & 4) || (sel & ~7u) == 0 || (sel | 7u) > v->s.gdt.limit || (at & (PAGE_SIZE - 1)) > PAGE_SIZE - 8)
 		return false;
-	const uint8_t *p = access_page(v, at, false, false);
+	const uint8_t *p = access_page(v, at, false, TLB_SUPERVISOR);
 	if (!p)
 		return false;
 	uint64_t d = unaligned_load64(p);
@@ -319,7 +320,7 @@ uint64_t dbt_help_iret(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint64_
 	uint64_t rsp = v->s.gpr[RSP];
 	if ((rsp & (PAGE_SIZE - 1)) > PAGE_SIZE - 40 || !x86_canonical(rsp) || v->s.nmi_masked || v->s.rflags & FL_NT || v->break_code) /* RF counts */
 		return leave_step(v, pc);
-	const uint8_t *f = access_page(v, rsp, false, false);
+	const uint8_t *f = access_page(v, rsp, false, dbt_tlb_class(v));
 	if (!f)
 		return leave_step(v, pc);
 	uint64_t rip = unaligned_load64(f), cs = unaligned_load64(f + 8), flags = unaligned_load64(f + 16);
@@ -364,7 +365,7 @@ uint64_t dbt_help_popf(struct dbt_vcpu *v, uint64_t next, uint64_t pc, uint64_t 
 		rsp = (uint32_t)rsp;
 	if ((rsp & (PAGE_SIZE - 1)) > PAGE_SIZE - size)
 		return leave_step(v, pc);
-	const uint8_t *p = access_page(v, rsp, false, v->s.cpl == 3);
+	const uint8_t *p = access_page(v, rsp, false, dbt_tlb_class(v));
 	if (!p)
 		return leave_step(v, pc);
 	/* CPL 0 changes all but VM, VIF, VIP; others neither IOPL nor (IOPL < CPL is the rule of every OS; else the stepper) IF. */
@@ -375,8 +376,9 @@ uint64_t dbt_help_popf(struct dbt_vcpu *v, uint64_t next, uint64_t pc, uint64_t 
 		return leave_step(v, pc);
 	uint64_t flags = (whole_flags(v) & ~mask) | ((code64 ? unaligned_load64(p) : unaligned_load32(p)) & mask);
 	v->s.gpr[RSP] = code64 ? rsp + 8 : (uint32_t)(rsp + 4);
+	unsigned class = dbt_tlb_class(v);
 	set_flags(v, flags);
-	if (!dbt_flags_step(&v->s) && !(v->iflag && v->irq_waiting))
+	if (class == dbt_tlb_class(v) && !dbt_flags_step(&v->s) && !(v->iflag && v->irq_waiting))
 		return 0;
 	v->exit_pc = next;
 	v->exit_reason = DBT_EXIT_PC;
@@ -452,13 +454,13 @@ uint64_t dbt_help_write_cr3(struct dbt_vcpu *v, uint64_t value, uint64_t next, u
 /* Host address of an XSAVE area whose pages are neighbours in host memory too, or NULL. */
 static uint8_t *xsave_area(struct dbt_vcpu *v, uint64_t gva, bool write)
 {
-	bool user = v->s.cpl == 3;
+	unsigned class = dbt_tlb_class(v);
 	if (gva & 63 || !x86_canonical(gva))
 		return NULL;
-	uint8_t *p = access_page(v, gva, write, user);
+	uint8_t *p = access_page(v, gva, write, class);
 	if (p && (gva & (PAGE_SIZE - 1)) + XSTATE_BYTES > PAGE_SIZE) {
 		uint64_t second = (gva & PAGE_MASK) + PAGE_SIZE;
-		if (access_page(v, second, write, user) != p + (second - gva) || access_page(v, gva, write, user) != p)
+		if (access_page(v, second, write, class) != p + (second - gva) || access_page(v, gva, write, class) != p)
 			return NULL;
 	}
 	return p;

@@ -120,8 +120,8 @@ void kvm_step_destroy(struct kvm_step *step);
 
 struct emu;
 enum kvm_syscall_lost { KVM_SYSCALL_UNKNOWN, KVM_SYSCALL_GOOD, KVM_SYSCALL_LOST };
-/* After a step that may have entered user mode; `e` has the state. */
-void kvm_syscall_prepare(struct accel_vcpu *v, struct emu *e);
+/* After an exit, where v->vm->syscall_lost is not KVM_SYSCALL_GOOD. */
+void kvm_syscall_prepare(struct accel_vcpu *v);
 /* At the guest's #PF handler: if a lost SYSCALL is behind it, make `e`'s state what it was before that, and return true. */
 bool kvm_syscall_undo(struct emu *e);
 
@@ -137,6 +137,11 @@ void kvm_finish(struct accel_vcpu *v);
 int kvm_vcpu_run(struct accel_vcpu *v);
 void kvm_vcpu_kick(struct accel_vcpu *v);
 void kvm_vcpu_nmi(struct accel_vcpu *v);
+
+/* --- paravirt.c --- */
+
+/* Of v->cpuid, what depends on KVM having the LAPIC: the leaf of paravirtual features (if there is one) and the deadline timer. `room` is scratch. */
+void kvm_paravirt_cpuid(struct accel_vcpu *v, struct kvm_cpuid2 *room, unsigned nroom);
 
 /* --- irqchip.c --- */
 

@@ -268,6 +268,8 @@ static int run_once(struct accel_vcpu *v)
 	if (r < 0)
 		return leave_failed(v, "KVM_RUN failed");
 	uint32_t reason = v->run->exit_reason;
+	if (atomic_load_explicit(&v->vm->syscall_lost, memory_order_relaxed) != KVM_SYSCALL_GOOD)
+		kvm_syscall_prepare(v);
 	if (reason < sizeof(exits) / sizeof(exits[0]) && exits[reason])
 		return exits[reason](v);
 	log_warn("vCPU %u: KVM exit reason %u is not handled", v->config.index, reason);

@@ -242,7 +242,6 @@ static int run(struct accel_vcpu *v, enum how how, bool *done)
 	r = kvm_state_set(v, &step->s);
 	if (r)
 		return r;
-	kvm_syscall_prepare(v, &step->emu);
 	if (result == EMU_SHUTDOWN) {
 		struct accel_exit x = { .kind = ACCEL_EXIT_SHUTDOWN };
 		r = kvm_leave(v, &x);

@@ -159,20 +159,27 @@ static uint64_t next_page(const struct emu *e, uint64_t linear, bool system)
 	return (system ? x86_long_mode(e->s) : x86_code64(e->s)) ? next : (uint32_t)next;
 }
 
+/* Accesses of the system keep off user pages whatever EFLAGS.AC says. */
+static enum mmu_access implicit(const struct emu *e, bool system)
+{
+	return __builtin_expect(system, 0) && (e->s->cr4 & CR4_SMAP) ? MMU_IMPLICIT : 0;
+}
+
 int emu_lin_read(struct emu *e, uint64_t linear, void *dst, unsigned size, bool system)
 {
 	bool user = !system && e->s->cpl == 3;
 	unsigned room = PAGE - (linear & PAGE_OFFSET);
+	enum mmu_access access = MMU_READ | implicit(e, system);
 	struct emu_page a, b;
 
-	if (translate(e, linear, MMU_READ, user, &a))
+	if (translate(e, linear, access, user, &a))
 		return EMU_FAULT;
 	if (__builtin_expect(size <= room, 1)) {
 		emu_touch(e, linear, size, false);
 		load_piece(e, &a, dst, size);
 		return 0;
 	}
-	if (translate(e, next_page(e, linear, system), MMU_READ, user, &b))
+	if (translate(e, next_page(e, linear, system), access, user, &b))
 		return EMU_FAULT;
 	emu_touch(e, linear, size, false);
 	load_piece(e, &a, dst, room);
@@ -184,16 +191,17 @@ int emu_lin_write(struct emu *e, uint64_t linear, const void *src, unsigned size
 {
 	bool user = !system && e->s->cpl == 3;
 	unsigned room = PAGE - (linear & PAGE_OFFSET);
+	enum mmu_access access = MMU_WRITE | implicit(e, system);
 	struct emu_page a, b;
 
-	if (translate(e, linear, MMU_WRITE, user, &a))
+	if (translate(e, linear, access, user, &a))
 		return EMU_FAULT;
 	if (__builtin_expect(size <= room, 1)) {
 		emu_touch(e, linear, size, true);
 		store_piece(e, &a, src, size);
 		return 0;
 	}
-	if (translate(e, next_page(e, linear, system), MMU_WRITE, user, &b))
+	if (translate(e, next_page(e, linear, system), access, user, &b))
 		return EMU_FAULT;
 	emu_touch(e, linear, size, true);
 	store_piece(e, &a, src, room);
