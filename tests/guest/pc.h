@@ -107,6 +107,61 @@ static inline void hpet_write(unsigned reg, u64 value)
 	*(volatile u64 *)(HPET + reg) = value;
 }
 
+/* Lines that a test holds as it likes. HPET timer 0 or 1, level-triggered, drives pin 10 or 11 while its status is set and it is enabled
+ * (IA-PC HPET 2.3.8: status bits are set either way), so enabling it raises the line. */
+static inline void line_up(unsigned pin)
+{
+	unsigned t = pin - 10;
+	hpet_write(0x10, hpet(0x10) | 1);
+	hpet_write(0x100 + 0x20 * t, (u64)pin << 9 | 2);
+	/* A match that lies in the future when it arrives: on a slow host another try. */
+	for (u64 ahead = 1000; !(hpet(0x20) >> t & 1); ahead *= 2) {
+		u64 at = hpet(0xf0) + ahead;
+		hpet_write(0x108 + 0x20 * t, at);
+		while (!(hpet(0x20) >> t & 1) && hpet(0xf0) < at + 100000)
+			pause();
+	}
+	hpet_write(0x108 + 0x20 * t, hpet(0xf0) - 1); /* no second one soon */
+	hpet_write(0x100 + 0x20 * t, (u64)pin << 9 | 2 | 4);
+}
+
+static inline void line_down(unsigned pin)
+{
+	hpet_write(0x20, 1u << (pin - 10));
+}
+
+static inline bool line_is_up(unsigned pin)
+{
+	return hpet(0x20) >> (pin - 10) & 1;
+}
+
+/* IRQ 1: a byte in the i8042's output buffer, until it is read. */
+static inline void key_up(void)
+{
+	outb(0x64, 0x60);
+	outb(0x60, 0x61); /* interrupt 1 on; mouse off */
+	outb(0x64, 0xd2);
+	outb(0x60, 0x1c);
+}
+
+static inline void key_down(void)
+{
+	(void)inb(0x60);
+}
+
+/* IRQ 4: COM1's transmitter is empty. Nothing may be printed meanwhile. */
+static inline void com_up(void)
+{
+	outb(0x3fc, inb(0x3fc) | 8);
+	outb(0x3f9, 0);
+	outb(0x3f9, 2);
+}
+
+static inline void com_down(void)
+{
+	outb(0x3f9, 0);
+}
+
 static inline u64 tsc_hz(void)
 {
 	u32 r[4];

@@ -13,6 +13,8 @@
 /* What other threads ask of a vCPU. */
 enum { REQUEST_KICK = 1, REQUEST_NMI = 2 };
 
+#define MSR_APIC_BASE 0x1b
+
 /* --- exits --- */
 
 int kvm_leave(struct accel_vcpu *v, struct accel_exit *x)
@@ -91,6 +93,19 @@ static int exit_rdmsr(struct accel_vcpu *v)
 	return rc < 0 ? 0 : rc;
 }
 
+/* The LAPIC's base register is ours, but KVM's CPUID shows whether the LAPIC is on. */
+static void keep_apic_base(struct accel_vcpu *v, uint64_t value)
+{
+	struct kvm_sregs sregs;
+
+	kvm_finish(v);
+	if (ioctl(v->fd, KVM_GET_SREGS, &sregs) < 0)
+		return;
+	sregs.apic_base = value;
+	if (ioctl(v->fd, KVM_SET_SREGS, &sregs) < 0)
+		log_warn("vCPU %u: KVM does not take the LAPIC's base %#llx: %s", v->config.index, (unsigned long long)value, strerror(errno));
+}
+
 static int exit_wrmsr(struct accel_vcpu *v)
 {
 	struct accel_exit x = { .kind = ACCEL_EXIT_MSR_WRITE, .msr = { .index = v->run->msr.index, .value = v->run->msr.data } };
@@ -103,6 +118,8 @@ static int exit_wrmsr(struct accel_vcpu *v)
 	}
 	int rc = kvm_leave(v, &x);
 	v->run->msr.error = rc < 0;
+	if (rc == 0 && x.msr.index == MSR_APIC_BASE)
+		keep_apic_base(v, x.msr.value);
 	return rc < 0 ? 0 : rc;
 }
 
