@@ -248,12 +248,6 @@ static bool lgdt_any(struct box *b)
 	return RUN(b, lgdt, RING0) != GP;
 }
 
-CODE(wrmsr, "mov $0xc0000082, %ecx\n mov $0x8000, %edx\n wrmsr\n hlt");
-static bool msr_any(struct box *b)
-{
-	return RUN(b, wrmsr, RING0) != GP;
-}
-
 CODE(ltr, "mov $0x28, %eax\n ltr %ax\n hlt");
 static bool ltr_16(struct box *b)
 {
@@ -456,6 +450,34 @@ static bool noncanon_pf(struct box *b)
 	return RUN(b, fxsave_far, RING0) != GP;
 }
 
+CODE(to_conforming, "mov $0x30, %eax\n mov %eax, %es\n mov $2, %r8d\n" TO_USER "mov %es, %ecx\n ud2");
+static bool drop_conforming(struct box *b)
+{
+	LOAD(b, to_conforming, RING0);
+	*box_word(b, b->sregs.gdt.base + 0x30) = 0x00af9f000000ffff;
+	return box_run(b) != UD || b->regs.rcx != 0x30;
+}
+
+CODE(call_gate, "movl $0x33, 4(%rdi)\n lcall *(%rdi)\n hlt");
+static bool user_gate(struct box *b)
+{
+	LOAD(b, call_gate, RING3);
+	uint32_t at = BOX_CODE + (uint32_t)(call_gate_end - call_gate) - 1;
+	*box_word(b, b->sregs.gdt.base + 0x30) = (at & 0xffff) | BOX_KCODE << 16 | 0xecull << 40 | (uint64_t)(at >> 16) << 48;
+	b->sregs.gdt.limit = 0x3f;
+	return box_run(b) != BOX_HLT;
+}
+
+CODE(div, "xor %ecx, %ecx\n div %ecx\n hlt");
+static bool pf_df(struct box *b)
+{
+	LOAD(b, div, RING3);
+	*box_word(b, b->sregs.idt.base) |= 1ull << 32; /* IST1 */
+	*box_word(b, b->sregs.tr.base + 0x24) = BOX_PAGES + 0x52000;
+	*box_word(b, BOX_PTE(BOX_PAGES + 0x51000)) = 0;
+	return box_run(b) != PF;
+}
+
 static const struct probe {
 	struct kvm_defect defect;
 	bool (*found)(struct box *b);
@@ -485,7 +507,6 @@ static const struct probe {
 	{ { "cr4-any", "CR4 takes bits of features that CPUID does not show" }, cr4_any },
 	{ { "mwait-nop", "MWAIT, which CPUID does not show, does nothing where #UD was asked for" }, mwait_nop },
 	{ { "lgdt-any", "LGDT takes a base that is not canonical" }, lgdt_any },
-	{ { "msr-any", "WRMSR takes an address that is not canonical" }, msr_any },
 	{ { "ltr-16", "LTR takes a 16-bit TSS in long mode" }, ltr_16 },
 	{ { "smap-fetch", "SMAP keeps ring 0 from raising #UD on the user's pages: as if fetches were reads" }, smap_fetch },
 	{ { "no-paging-32", "paging cannot be switched on outside long mode" }, no_paging_32 },
@@ -495,6 +516,9 @@ static const struct probe {
 	{ { "data-bp", "data breakpoints do not trigger in ring 0" }, data_bp },
 	{ { "io-bp", "port breakpoints do not trigger in ring 0" }, io_bp },
 	{ { "step-late", "in ring 0 TF traps late after LFENCE, SWAPGS or IN" }, step_late },
+	{ { "drop-conforming", "a return to ring 3 drops a conforming code segment from ES" }, drop_conforming },
+	{ { "user-gate", "a call gate does not take ring 3 to ring 0" }, user_gate },
+	{ { "pf-df", "a page fault on the way to the handler of #DE becomes #DF" }, pf_df },
 	{ { "user-am", "RFLAGS.AC checks alignment in ring 3 although CR0.AM is clear" }, user_am },
 	{ { "user-tsd", "CR4.TSD does not keep ring 3 from RDTSC" }, user_tsd },
 	{ { "user-sysenter", "SYSENTER in ring 3 does not get to ring 0" }, user_sysenter },
