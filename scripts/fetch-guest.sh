@@ -3,9 +3,10 @@
 #   .cache/guest/vmlinuz-cloud   the kernel that linux-image-cloud-amd64 depends on
 #   .cache/guest/vmlinuz-amd64   the kernel that linux-image-amd64 depends on
 #   .cache/guest/busybox         the program of busybox-static
+#   .cache/guest/busybox-i386    the same for i386: 32-bit programs for the tests
 # A kernel's directory also has the few modules that the initramfs takes (MODULES below), as lib/modules/VERSION/*.ko.
 # Each is a link to a directory named after package and version, so a newer version is fetched once and the old one stays
-# usable offline. Usage: scripts/fetch-guest.sh [cloud] [amd64] [busybox]   (default: cloud busybox)
+# usable offline. Usage: scripts/fetch-guest.sh [cloud] [amd64] [busybox] [busybox-i386]   (default: cloud busybox)
 set -eu
 cd "$(dirname "$0")/.."
 cache=$PWD/.cache
@@ -25,9 +26,11 @@ die() { say "$*"; exit 1; }
 
 # apt's options: none for the system's lists; later our own lists, which need no root to refresh.
 apt_options=
-own_lists() {
+own_lists() { # part
 	mkdir -p "$cache/apt/lists/partial" "$cache/apt/archives/partial"
 	apt_options="-o Dir::State::lists=$cache/apt/lists -o Dir::Cache=$cache/apt -o APT::Sandbox::User=$(id -un)"
+	# Only here: the system's apt and dpkg need not know of i386.
+	[ "$1" != busybox-i386 ] || apt_options="$apt_options -o APT::Architectures::=amd64 -o APT::Architectures::=i386"
 	say "refreshing the Debian package lists in .cache/apt"
 	# shellcheck disable=SC2086
 	apt-get $apt_options update -qq >"$cache/apt/update.log" 2>&1 || true
@@ -84,13 +87,17 @@ fetch_from_lists() {
 		package=busybox-static
 		link=$guest/busybox
 		;;
-	*) die "unknown part \"$1\"; the parts are cloud, amd64 and busybox" ;;
+	busybox-i386)
+		package=busybox-static:i386
+		link=$guest/busybox-i386
+		;;
+	*) die "unknown part \"$1\"; the parts are cloud, amd64, busybox and busybox-i386" ;;
 	esac
 	[ -n "$package" ] || return 1
 	version=$(candidate "$package")
 	[ -n "$version" ] || return 1
-	dir=$guest/${package}_$(echo "$version" | tr : %)
-	if [ ! -d "$dir" ] || { [ "$1" != busybox ] && [ "$(cat "$dir/modules" 2>/dev/null)" != "$MODULES" ]; }; then
+	dir=$guest/$(echo "${package}_$version" | tr : %)
+	if [ ! -d "$dir" ] || { [ "${1%-i386}" != busybox ] && [ "$(cat "$dir/modules" 2>/dev/null)" != "$MODULES" ]; }; then
 		if download "$package" "$version" "$dir"; then
 			# Only what the guest needs: a kernel package's modules are 300 MB.
 			mkdir "$dir.tmp/all"
@@ -121,11 +128,15 @@ command -v apt-get >/dev/null || {
 exec 9>"$guest/lock"
 flock 9
 for part in "$@"; do
+	# Any version will do, and the lists for i386 are not the system's.
+	[ "$part" != busybox-i386 ] || [ ! -e "$guest/$part" ] || continue
 	fetch_from_lists "$part" && continue
-	[ -n "$apt_options" ] || own_lists
+	case $part:$apt_options in
+	*: | busybox-i386:*) own_lists "$part" ;;
+	esac
 	fetch_from_lists "$part" && continue
 	link=$guest/vmlinuz-$part
-	[ "$part" != busybox ] || link=$guest/busybox
+	[ "${part%-i386}" != busybox ] || link=$guest/$part
 	if [ -e "$link" ]; then
 		say "could not reach a Debian mirror; using the cached $(readlink "$link")"
 		continue

@@ -10,6 +10,7 @@
 #include "base/keyval.h"
 #include "block/driver.h"
 #include "block/nbd_internal.h"
+#include "block/nbd_lib.h"
 
 #define CONNECT_NS (10 * NS_PER_SEC) /* for connecting and the handshake; less if the timeout for requests is */
 
@@ -117,7 +118,9 @@ int nbd_connect(struct nbd_handle **out, struct nbd_export *x, const struct nbd_
 void nbd_hang_up(struct nbd_handle *h)
 {
 	/* Say good-bye, but do not wait for long. */
-	if (h && nbd_aio_is_ready(h) > 0 && nbd_aio_disconnect(h, 0) == 0)
+	if (!h)
+		return; /* libnbd may not even be loaded */
+	if (nbd_aio_is_ready(h) > 0 && nbd_aio_disconnect(h, 0) == 0)
 		for (int i = 0; i < 5 && nbd_aio_is_closed(h) == 0 && nbd_aio_is_dead(h) == 0; i++)
 			if (nbd_poll(h, 50) < 0)
 				break;
@@ -132,6 +135,9 @@ static char *copy_of(const char *text)
 int nbd_target_parse(struct nbd_target *t, const struct block_open *o, uint64_t *timeout_ns, struct error *err)
 {
 	uint64_t seconds = 30;
+	struct error why;
+	if (nbd_lib_load(&why))
+		return error_set(err, ENOENT, "%s: %.450s", o->option, why.text);
 	t->option = o->option;
 	t->uri = strdup(o->name);
 	if (o->kv) {

@@ -232,6 +232,26 @@ static int parse_gdb(struct run_options *o, const char *value, struct error *err
 	return gdb_check(value, err);
 }
 
+static int parse_hugepages(struct run_options *o, const char *value, struct error *err)
+{
+	static const char *const kinds[] = { [MACHINE_HUGEPAGES_TRANSPARENT] = "transparent", [MACHINE_HUGEPAGES_2M] = "2M", [MACHINE_HUGEPAGES_1G] = "1G" };
+	for (enum machine_hugepages k = MACHINE_HUGEPAGES_TRANSPARENT; k <= MACHINE_HUGEPAGES_1G; k++) {
+		if (!strcmp(value, kinds[k])) {
+			o->hugepages = k;
+			return 0;
+		}
+	}
+	return error_set(err, EINVAL, "--hugepages %s: no such kind; choose 2M or 1G (reserved by the host), or transparent", value);
+}
+
+static int parse_mergeable(struct run_options *o, const char *value, struct error *err)
+{
+	(void)value;
+	(void)err;
+	o->mergeable = true;
+	return 0;
+}
+
 static int parse_detach(struct run_options *o, const char *value, struct error *err)
 {
 	(void)value;
@@ -316,6 +336,8 @@ static const struct option options[] = {
 	{ "initrd", "FILE", "the initial ramdisk", parse_initrd },
 	{ "append", "STRING", "the kernel command line, e.g. \"console=ttyS0\"", parse_append },
 	{ "memory", "SIZE[,max=SIZE]", "RAM, e.g. 512M or 2G (default 512M), and what it may grow to", parse_memory },
+	{ "hugepages", "2M|1G|transparent", "guest RAM in the host's reserved huge pages, or in transparent ones", parse_hugepages },
+	{ "mergeable", NULL, "let the host merge pages of RAM that are equal (KSM)", parse_mergeable },
 	{ "cpus", "N", "virtual CPUs, 1 to 16 (default 1)", parse_cpus },
 	{ "cpu", "MODEL[,+feature][,-feature]", "the processor the guest sees: trapline, host, x86-64, x86-64-v2, ...; --cpu help lists all", parse_cpu },
 	{ "disk", "FILE[,key=value...]", "a disk: an image or an NBD export; again for more disks", parse_disk, .repeat = true },

@@ -37,6 +37,8 @@ struct run_options {
 	uint64_t memory;    /* bytes */
 	uint64_t memory_max; /* bytes; 0: no more than memory */
 	unsigned cpus;
+	enum machine_hugepages hugepages;
+	bool mergeable;
 	bool no_reboot;
 	bool detach;
 	bool help;	     /* --help was given: nothing else was checked */

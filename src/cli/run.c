@@ -1,6 +1,7 @@
 #include "cli/run.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <pthread.h>
 #include <signal.h>
@@ -158,6 +159,18 @@ static void print_result(const struct machine_result *result)
 	}
 }
 
+/* Nothing is merged while the host's KSM does not run. Linux Documentation/admin-guide/mm/ksm.rst. */
+static void warn_about_merging(const struct run_options *o)
+{
+	char run = '1';
+	int fd = o->mergeable ? open("/sys/kernel/mm/ksm/run", O_RDONLY | O_CLOEXEC) : -1;
+	if (fd < 0)
+		return;
+	if (read(fd, &run, 1) == 1 && run != '1')
+		log_warn("--mergeable: KSM is off on this host, so nothing is merged until root does: echo 1 >/sys/kernel/mm/ksm/run");
+	close(fd);
+}
+
 /* What a VM has beside its machine so that other commands reach it. */
 struct reach {
 	struct runtime *runtime; /* NULL: it has no folder, and nobody reaches it */
@@ -233,6 +246,8 @@ static int run_machine(const struct run_options *o, const struct accel_ops *acce
 		.append = o->append,
 		.memory = o->memory,
 		.memory_max = o->memory_max,
+		.hugepages = o->hugepages,
+		.mergeable = o->mergeable,
 		.ncpus = o->cpus,
 		.cpu = o->cpu,
 		.serial = reach_serial(reach, o->serial),
@@ -275,6 +290,7 @@ static int run_machine(const struct run_options *o, const struct accel_ops *acce
 		return 2;
 	}
 	atomic_store(&watch.machine, machine);
+	warn_about_merging(o);
 	/* The serial line's chardev may have made the terminal raw. */
 	if (why[0])
 		fprintf(stderr, "trapline: accelerator %s: %s%s\n", accel->name, why, on_terminal ? "\r" : "");

@@ -133,7 +133,7 @@ int bzimage_load(struct load_result *out, const struct load_input *in, struct gu
 	r = load_cmdline(in->cmdline, load_le32(h + HDR_CMDLINE_SIZE), ram, err);
 	if (r)
 		return r;
-	if (load_copy(ram, load, h + setup, size))
+	if (load_copy(in, ram, load, h + setup, size))
 		return error_set(err, EIO, "--kernel %s: cannot be read (did it change meanwhile?); try again", path);
 
 	uint8_t zp[ZP_SIZE] = { 0 };

@@ -159,7 +159,7 @@ int elf_load_segments(const struct load_input *in, struct guest_ram *ram, uint64
 					 in->kernel_path, i, (unsigned long long)(seg.memsz >> 10), (unsigned long long)seg.paddr,
 					 (unsigned long long)(ram->size >> 20));
 		/* The rest up to memsz is zero because RAM starts as zeros. */
-		if (load_copy(ram, seg.paddr, in->kernel.data + seg.offset, seg.filesz))
+		if (load_copy(in, ram, seg.paddr, in->kernel.data + seg.offset, seg.filesz))
 			return error_set(err, EIO, "--kernel %s: cannot be read (did it change meanwhile?); try again",
 					 in->kernel_path);
 		if (seg.paddr + seg.memsz <= load_low_end(ram) && seg.paddr + seg.memsz > *end)

@@ -7,31 +7,26 @@
 #include <unistd.h>
 
 #include "base/error.h"
+#include "load/copier.h"
 #include "load/load.h"
 
-/* Below this a memcpy is cheaper than a system call. */
+/* Below this a memcpy is cheaper than a system call; and below that, the call than a thread. */
 #define COPY_BY_FD 65536u
+#define COPY_ASIDE (1u << 20)
 
-int load_copy(struct guest_ram *ram, uint64_t gpa, const uint8_t *src, uint64_t len)
+int load_copy(const struct load_input *in, struct guest_ram *ram, uint64_t gpa, const uint8_t *src, uint64_t len)
 {
 	if (!len)
 		return 0;
-	uint8_t *dst = ram_hva(ram, gpa, len);
-	if (!dst)
+	if (!ram_hva(ram, gpa, len))
 		return -EFAULT;
 	if (ram->fd < 0 || len < COPY_BY_FD)
 		return ram_write(ram, gpa, src, len);
-	uint64_t done = 0;
-	while (done < len) {
-		ssize_t n = pwrite(ram->fd, src + done, len - done, (off_t)(dst - ram->base) + (off_t)done);
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			return -EFAULT;
-		done += (uint64_t)n;
-	}
+	if (in->copier && len >= COPY_ASIDE && load_copier_start(in->copier, ram, gpa, src, len) == 0)
+		return 0;
+	int r = load_copy_by_fd(ram, gpa, src, len);
 	ram_written(ram, gpa, len);
-	return 0;
+	return r;
 }
 
 /* Descriptor of a flat segment (SDM 3A 3.4.5): base 0, limit 4 GiB, access byte and the flags nibble. */
@@ -96,7 +91,7 @@ int load_initrd(const struct load_input *in, uint64_t min, uint64_t max, bool hi
 				 "--memory %lluM",
 				 in->initrd_path, (unsigned long long)(size >> 10), (unsigned long long)need + 1);
 	}
-	if (load_copy(ram, *gpa, in->initrd.data, size))
+	if (load_copy(in, ram, *gpa, in->initrd.data, size))
 		return error_set(err, EIO, "--initrd %s: cannot be read (did it change meanwhile?); try again",
 				 in->initrd_path);
 	return 0;

@@ -14,6 +14,7 @@
 struct e820_map;
 struct error;
 struct guest_ram;
+struct load_copier;
 
 enum load_kind { LOAD_BZIMAGE, LOAD_PVH, LOAD_MULTIBOOT };
 
@@ -46,6 +47,7 @@ struct load_input {
 	const char *cmdline;		       /* never NULL */
 	uint64_t rsdp;			       /* gpa of the ACPI RSDP, or 0 */
 	const struct e820_map *map;
+	struct load_copier *copier; /* for large copies, or NULL: all is copied on return */
 };
 
 /* Load whatever `in->kernel` is. 0, or -ENOEXEC (not a kernel we know), -ENOSPC (does not fit), -E2BIG (command line),

@@ -70,7 +70,7 @@ static inline uint64_t load_low_end(const struct guest_ram *ram)
 
 /* Copy file bytes into RAM; for large ones through the memfd, which costs no page fault a page and turns a file truncated
  * under us into -EFAULT. 0 or -EFAULT. */
-int load_copy(struct guest_ram *ram, uint64_t gpa, const uint8_t *src, uint64_t len);
+int load_copy(const struct load_input *in, struct guest_ram *ram, uint64_t gpa, const uint8_t *src, uint64_t len);
 
 /* The flat GDT for `out->mode`, and the selectors, into RAM and `out`. */
 int load_flat_gdt(struct load_result *out, struct guest_ram *ram);

@@ -81,7 +81,7 @@ static int load_by_fields(const uint8_t *h, uint64_t offset, const struct load_i
 	if (!ram_hva(ram, load, *end - load))
 		return error_set(err, ENOSPC, "--kernel %s: does not fit in %llu MiB of memory; give more --memory",
 				 in->kernel_path, (unsigned long long)(ram->size >> 20));
-	if (load_copy(ram, load, in->kernel.data + from, size))
+	if (load_copy(in, ram, load, in->kernel.data + from, size))
 		return error_set(err, EIO, "--kernel %s: cannot be read (did it change meanwhile?); try again", in->kernel_path);
 	return 0;
 }

@@ -64,33 +64,39 @@ static int write_tables(const struct machine_config *config, unsigned virtio_mmi
 	return 0;
 }
 
-int boot_prepare(struct load_result *out, const struct machine_config *config, unsigned virtio_mmio, struct guest_ram *ram, struct error *err)
+int boot_prepare(struct load_result *out, struct boot_files *files, const struct machine_config *config, unsigned virtio_mmio, struct guest_ram *ram,
+		 struct error *err)
 {
-	struct load_file kernel, initrd = { 0 };
-	int r = load_file_open(&kernel, config->kernel, "--kernel", KERNEL_MAX, err);
-	if (r)
-		return r;
-	if (config->initrd)
-		r = load_file_open(&initrd, config->initrd, "--initrd", UINT32_MAX, err);
+	*files = (struct boot_files){ 0 };
+	int r = load_file_open(&files->kernel, config->kernel, "--kernel", KERNEL_MAX, err);
+	if (!r && config->initrd)
+		r = load_file_open(&files->initrd, config->initrd, "--initrd", UINT32_MAX, err);
 	if (!r) {
 		struct e820_map map;
 		e820_build(&map, ram->size);
 		const struct load_input in = {
-			.kernel = kernel.bytes,
-			.initrd = initrd.bytes,
+			.kernel = files->kernel.bytes,
+			.initrd = files->initrd.bytes,
 			.kernel_path = config->kernel,
 			.initrd_path = config->initrd ? config->initrd : "",
 			.cmdline = config->append ? config->append : "",
 			.rsdp = E820_BIOS,
 			.map = &map,
+			.copier = &files->copier,
 		};
 		r = load_kernel(out, &in, ram, err);
 	}
-	load_file_close(&initrd);
-	load_file_close(&kernel);
-	/* The loading above is most of the time that measuring the clock takes anyway. */
+	/* Some of the time that measuring the clock takes has passed. */
 	clock_init();
 	return r ? r : write_tables(config, virtio_mmio, ram, err);
+}
+
+int boot_finish(struct boot_files *files, struct error *err)
+{
+	int r = load_copier_finish(&files->copier);
+	load_file_close(&files->initrd);
+	load_file_close(&files->kernel);
+	return r ? error_set(err, -r, "--kernel, --initrd: they changed while they were read; try again") : 0;
 }
 
 void boot_state(struct x86_state *s, const struct load_result *boot)

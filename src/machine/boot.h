@@ -5,14 +5,25 @@
 #ifndef TRAPLINE_MACHINE_BOOT_H
 #define TRAPLINE_MACHINE_BOOT_H
 
+#include "load/copier.h"
+#include "load/load.h"
+
 struct error;
 struct guest_ram;
-struct load_result;
 struct machine_config;
 struct x86_state;
 
-/* Fill fresh (all zero) guest RAM as the configuration says, with virtio_mmio devices in the tables; *out tells how to enter the kernel. */
-int boot_prepare(struct load_result *out, const struct machine_config *config, unsigned virtio_mmio, struct guest_ram *ram, struct error *err);
+/* The files of a boot while they are being copied. */
+struct boot_files {
+	struct load_file kernel, initrd;
+	struct load_copier copier;
+};
+
+/* Fill fresh (all zero) guest RAM as the configuration says, with virtio_mmio devices in the tables; *out tells how to enter the kernel. The copying of
+ * large files goes on until boot_finish, which must follow, also after a failure. */
+int boot_prepare(struct load_result *out, struct boot_files *files, const struct machine_config *config, unsigned virtio_mmio, struct guest_ram *ram,
+		 struct error *err);
+int boot_finish(struct boot_files *files, struct error *err);
 
 /* Change the boot processor's state after RESET into that for entering the loaded kernel. */
 void boot_state(struct x86_state *s, const struct load_result *boot);

@@ -242,15 +242,39 @@ static void tear_down(struct machine *m)
 	m->ram = (struct guest_ram){ .fd = -1 };
 }
 
+/* Back ends in other processes map guest RAM too, and so does KVM once more for the room: that takes a memfd. */
+static int choose_backing(const struct machine *m, enum ram_backing *out, struct error *err)
+{
+	const struct machine_config *c = &m->config;
+	bool private = c->mergeable || c->hugepages == MACHINE_HUGEPAGES_TRANSPARENT;
+	const char *option = c->mergeable ? "--mergeable" : "--hugepages transparent";
+	if (private && machine_virtio_shares_memory(m->virtio))
+		return error_set(err, EINVAL, "%s: not with --share or vhost-user, whose back ends need memory that processes can share, which the host neither "
+					      "merges nor gives in such pages; leave one of them out", option);
+	if (private && c->memory_max)
+		return error_set(err, EINVAL, "%s: not with --memory SIZE,max=, whose memory comes and goes; leave one of them out", option);
+	if (c->mergeable && c->hugepages)
+		return error_set(err, EINVAL, "--mergeable: not with --hugepages, for the host merges pages of 4K; leave one of them out");
+	*out = private ? RAM_PRIVATE : c->hugepages == MACHINE_HUGEPAGES_2M ? RAM_HUGE_2M : c->hugepages == MACHINE_HUGEPAGES_1G ? RAM_HUGE_1G : RAM_SHARED;
+	return 0;
+}
+
 /* The machine, from RAM to the last device. The kernel is loaded first: most mistakes of the user show there. */
-static int build(struct machine *m, struct error *err)
+static int build_around(struct machine *m, struct boot_files *files, struct error *err)
 {
 	struct load_result boot;
 	uint64_t max = m->config.memory_max;
-	int r = ram_create_room(&m->ram, m->config.memory, max ? max - m->config.memory : 0, err);
+	struct ram_config ram = {
+		.size = m->config.memory,
+		.room = max ? max - m->config.memory : 0,
+		.mergeable = m->config.mergeable,
+	};
+	int r = choose_backing(m, &ram.backing, err);
+	if (!r)
+		r = ram_create_as(&m->ram, &ram, err);
 	if (r)
 		return r;
-	if ((r = boot_prepare(&boot, &m->config, machine_virtio_mmio(m->virtio), &m->ram, err)))
+	if ((r = boot_prepare(&boot, files, &m->config, machine_virtio_mmio(m->virtio), &m->ram, err)))
 		return r;
 
 	const struct vm_config vm_config = {
@@ -340,6 +364,14 @@ static int choose_irqchip(struct machine *m, struct error *err)
 		return error_set(err, EINVAL, "--irqchip kernel: KVM's IOAPIC has no inputs left for devices with transport=mmio; give split or user");
 	m->irqchip = (enum accel_irqchip)i;
 	return 0;
+}
+
+static int build(struct machine *m, struct error *err)
+{
+	struct boot_files files = { 0 };
+	struct error late;
+	int r = build_around(m, &files, err), copied = boot_finish(&files, &late);
+	return r || !copied ? r : error_set(err, -copied, "%s", late.text);
 }
 
 int machine_create(struct machine **out, const struct machine_config *config, struct error *err)

@@ -28,6 +28,13 @@ struct stats_sink;
 #define MACHINE_MIN_MEMORY (4ull << 20)
 #define MACHINE_MAX_MEMORY (1ull << 40)
 
+enum machine_hugepages {
+	MACHINE_HUGEPAGES_NONE,	       /* as it likes */
+	MACHINE_HUGEPAGES_TRANSPARENT, /* transparent huge pages, as far as it has some */
+	MACHINE_HUGEPAGES_2M,	       /* its reserved ones, or no VM */
+	MACHINE_HUGEPAGES_1G,
+};
+
 struct machine_config {
 	const struct accel_ops *accel; /* chosen and probed by the caller */
 	const char *kernel;	       /* path; bzImage, ELF with a PVH note, or multiboot 1 */
@@ -35,6 +42,8 @@ struct machine_config {
 	const char *append;	       /* kernel command line or NULL */
 	uint64_t memory;	       /* bytes, a multiple of 4 KiB (1 MiB from the CLI) */
 	uint64_t memory_max;	       /* bytes that the guest may come to have: room for virtio-mem; 0: none */
+	enum machine_hugepages hugepages; /* what the host shall give RAM in */
+	bool mergeable;		       /* the host may merge equal pages of RAM */
 	unsigned ncpus;		       /* 1..MACHINE_MAX_CPUS */
 	const char *cpu;	       /* MODEL[,+feature|,-feature...], see cpu/x86/cpu_model.h; NULL: the accelerator's default */
 	const char *irqchip;	       /* "kernel", "split", "user"; "auto" or NULL: what is best for the accelerator */

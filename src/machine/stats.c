@@ -65,6 +65,7 @@ void stats_vm(const struct stats_sink *s, const struct vm *vm)
 		stats_put(s, "cpu", part, "exits", exits);
 		stats_put(s, "cpu", part, "interrupts", a.interrupts);
 		stats_put(s, "cpu", part, "halts", vcpu_exits(v, ACCEL_EXIT_HLT));
+		stats_put(s, "cpu", part, "msrs_refused", atomic_load_explicit(&v->msrs_refused, memory_order_relaxed));
 	}
 	for (enum accel_exit_kind kind = 0; kind <= ACCEL_EXIT_EMULATION_FAILED; kind++)
 		stats_put(s, "exits", "", vcpu_exit_name(kind), total[kind]);

@@ -261,6 +261,16 @@ void machine_virtio_close(struct machine_virtio *v)
 	free(v);
 }
 
+bool machine_virtio_shares_memory(const struct machine_virtio *v)
+{
+	bool shares = v->nshares;
+	for (unsigned i = 0; i < v->ndisks; i++)
+		shares |= !v->disk[i].block;
+	for (unsigned i = 0; i < v->nnets; i++)
+		shares |= !v->net[i].net;
+	return shares;
+}
+
 /* --- the devices of one boot --- */
 
 unsigned machine_virtio_mmio(const struct machine_virtio *v)

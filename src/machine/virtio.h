@@ -11,6 +11,7 @@
 #include "device/virtio/virtio_transport.h"
 #include "vm/irq.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 
 struct chardev_config;
@@ -29,6 +30,9 @@ struct stats_sink;
 int machine_virtio_open(struct machine_virtio **out, const struct machine_config *config, struct loop *loop, const struct chardev_config *chardev,
 			struct error *err);
 void machine_virtio_close(struct machine_virtio *v);
+
+/* Does a back end in another process need guest RAM, as a descriptor? */
+bool machine_virtio_shares_memory(const struct machine_virtio *v);
 
 /* How many devices will be on MMIO slots, for the ACPI tables. */
 unsigned machine_virtio_mmio(const struct machine_virtio *v);

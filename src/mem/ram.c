@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/memfd.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -12,33 +13,160 @@
 
 #define PAGE_SIZE 4096ull
 #define HUGE_SIZE (2ull << 20)
+#define GIGA_SIZE (1ull << 30)
 #define SIZE_MIN (1ull << 20)
 #define SIZE_MAX_RAM (1ull << 40) /* with the room; our PCI window begins above RAM and must stay below 2^46 */
 
-/* Reserve address space so that the mapping can start on a 2 MiB boundary: gpa and hva then agree modulo 2 MiB, which
- * transparent huge pages need. */
-static uint8_t *map_aligned(int fd, uint64_t size)
+static uint64_t align_up(uint64_t n, uint64_t to)
 {
-	uint8_t *raw = mmap(NULL, size + HUGE_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	return (n + to - 1) & ~(to - 1);
+}
+
+static uint64_t page_of(enum ram_backing backing)
+{
+	return backing == RAM_HUGE_2M ? HUGE_SIZE : backing == RAM_HUGE_1G ? GIGA_SIZE : PAGE_SIZE;
+}
+
+/* How to map it. A reserved huge page is taken from the pool by mmap, or mmap fails; without the reservation the first touch would, with SIGBUS. */
+static int map_flags(enum ram_backing backing)
+{
+	return backing == RAM_PRIVATE ? MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE : backing == RAM_SHARED ? MAP_SHARED | MAP_NORESERVE : MAP_SHARED;
+}
+
+/* Reserve address space so that the mapping can start on a huge page's boundary: gpa and hva then agree modulo its size, which
+ * (transparent) huge pages need. */
+static uint8_t *map_aligned(int fd, int flags, uint64_t size, uint64_t align)
+{
+	uint8_t *raw = mmap(NULL, size + align, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (raw == MAP_FAILED)
 		return NULL;
-	uint64_t head = -(uintptr_t)raw & (HUGE_SIZE - 1);
+	uint64_t head = -(uintptr_t)raw & (align - 1);
 	uint8_t *base = raw + head;
-	if (mmap(base, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, fd, 0) == MAP_FAILED) {
+	if (mmap(base, size, PROT_READ | PROT_WRITE, flags | MAP_FIXED, fd, 0) == MAP_FAILED) {
 		int saved = errno;
-		munmap(raw, size + HUGE_SIZE);
+		munmap(raw, size + align);
 		errno = saved;
 		return NULL;
 	}
 	if (head)
 		munmap(raw, head);
-	munmap(base + size, HUGE_SIZE - head);
+	munmap(base + size, align - head);
 	return base;
 }
 
-static uint64_t align_up(uint64_t n, uint64_t to)
+/* A memfd of `size` bytes, or -errno. */
+static int create_fd(enum ram_backing backing, uint64_t size, struct error *err)
 {
-	return (n + to - 1) & ~(to - 1);
+	unsigned huge = backing == RAM_HUGE_2M ? MFD_HUGETLB | MFD_HUGE_2MB : backing == RAM_HUGE_1G ? MFD_HUGETLB | MFD_HUGE_1GB : 0;
+	int fd = memfd_create("guest-ram", MFD_CLOEXEC | MFD_ALLOW_SEALING | huge);
+	if (fd < 0 && huge)
+		return error_set(err, ENOTSUP, "--hugepages: this host has no huge pages of that size (%s); try another, 2M or 1G, or leave the option out",
+				 strerror(errno));
+	if (fd < 0)
+		return error_set(err, errno, "cannot create guest memory (memfd_create): %s", strerror(errno));
+	if (ftruncate(fd, (off_t)size) < 0) {
+		int code = errno;
+		close(fd);
+		return error_set(err, code, "cannot size guest memory to %llu MiB: %s; give less memory", (unsigned long long)(size >> 20), strerror(code));
+	}
+	/* A vhost-user back end gets this descriptor; one that made the file smaller would kill us at the next access. */
+	fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_SEAL);
+	return fd;
+}
+
+static int cannot_map(enum ram_backing backing, uint64_t size, int code, struct error *err)
+{
+	uint64_t page = page_of(backing);
+	if (page == PAGE_SIZE)
+		return error_set(err, code, "cannot map %llu MiB of guest memory: %s; give less memory or raise ulimit -v",
+				 (unsigned long long)(size >> 20), strerror(code));
+	return error_set(err, code, "--hugepages: the host's pool has no %llu free pages of %s (%s); as root: echo N >/sys/kernel/mm/hugepages/hugepages-%llukB/"
+			 "nr_hugepages, with N that many more than there are, or give less --memory",
+			 (unsigned long long)(size / page), page == GIGA_SIZE ? "1G" : "2M", strerror(code), (unsigned long long)(page >> 10));
+}
+
+/* Hints only: a kernel without them is fine. Guest memory does not belong in a core file, and no child of ours shall have it: as long as it had, each
+ * page written would be copied. */
+static int advise(uint8_t *base, uint64_t size, const struct ram_config *config, struct error *err)
+{
+	madvise(base, size, MADV_DONTDUMP);
+	madvise(base, size, MADV_DONTFORK);
+	if (!config->mergeable) {
+		madvise(base, size, MADV_HUGEPAGE);
+		return 0;
+	}
+	/* KSM would split huge pages as it finds equal small ones. */
+	if (madvise(base, size, MADV_MERGEABLE) == 0)
+		return 0;
+	return error_set(err, ENOTSUP, "--mergeable: this host's kernel has no KSM (%s); leave the option out", strerror(errno));
+}
+
+static int check(const struct ram_config *config, struct error *err)
+{
+	if (config->size < SIZE_MIN || config->size > SIZE_MAX_RAM || config->size % PAGE_SIZE)
+		return error_set(err, EINVAL,
+				 "guest memory of %llu bytes is not possible: give 1M to 1024G, in multiples of 4K",
+				 (unsigned long long)config->size);
+	if (config->room > SIZE_MAX_RAM - config->size || config->room % RAM_BLOCK_SIZE)
+		return error_set(err, EINVAL, "room for %llu bytes of guest memory more is not possible: give up to 1024G in all, in multiples of 2M",
+				 (unsigned long long)config->room);
+	if (config->room && config->backing == RAM_HUGE_1G)
+		return error_set(err, EINVAL, "--hugepages 1G: memory that comes and goes in blocks of 2M (max=) cannot be in pages of 1G; give --hugepages 2M");
+	if (config->mergeable && config->backing != RAM_PRIVATE)
+		return error_set(err, EINVAL, "--mergeable: the host merges only memory that is the VMM's alone");
+	return 0;
+}
+
+/* Where in the mapping what is. */
+static int lay_out(struct guest_ram *ram, uint64_t size, uint64_t room, struct error *err)
+{
+	uint64_t low = size < RAM_HOLE_START ? size : RAM_HOLE_START;
+	ram->size = size;
+	ram->nregions = size > low ? 2 : 1;
+	ram->region[0] = (struct ram_region){ .gpa = 0, .size = low, .hva = ram->base };
+	ram->region[1] = (struct ram_region){ .gpa = RAM_HIGH_START, .size = size - low, .hva = ram->base + low };
+	if (!room)
+		return 0;
+	/* Never next to region 1: a guest that joins neighbouring pages to one buffer would have one in two regions. */
+	ram->room.gpa = size > low ? align_up(RAM_HIGH_START + size - low + 1, RAM_ROOM_ALIGN) : RAM_HIGH_START;
+	ram->room.size = room;
+	ram->room.hva = ram->base + align_up(size, HUGE_SIZE);
+	ram->room.plugged = calloc((room / RAM_BLOCK_SIZE + 63) / 64, sizeof(*ram->room.plugged));
+	return ram->room.plugged ? 0 : error_set(err, ENOMEM, "not enough memory for the tables of guest memory; give a smaller max=");
+}
+
+int ram_create_as(struct guest_ram *ram, const struct ram_config *config, struct error *err)
+{
+	memset(ram, 0, sizeof(*ram));
+	ram->fd = -1;
+	int r = check(config, err);
+	if (r)
+		return r;
+	/* The room starts on a huge page in host memory too. */
+	uint64_t mapped = align_up(config->room ? align_up(config->size, HUGE_SIZE) + config->room : config->size, page_of(config->backing));
+	if (config->backing != RAM_PRIVATE) {
+		ram->fd = create_fd(config->backing, mapped, err);
+		if (ram->fd < 0) {
+			r = ram->fd;
+			ram->fd = -1;
+			return r;
+		}
+	}
+	ram->page = page_of(config->backing);
+	uint8_t *base = map_aligned(ram->fd, map_flags(config->backing), mapped, ram->page > HUGE_SIZE ? ram->page : HUGE_SIZE);
+	if (!base) {
+		r = cannot_map(config->backing, mapped, errno, err);
+		ram_destroy(ram);
+		return r;
+	}
+	ram->base = base;
+	ram->mapped = mapped;
+	r = advise(base, mapped, config, err);
+	if (!r)
+		r = lay_out(ram, config->size, config->room, err);
+	if (r)
+		ram_destroy(ram);
+	return r;
 }
 
 int ram_create(struct guest_ram *ram, uint64_t size, struct error *err)
@@ -48,59 +176,7 @@ int ram_create(struct guest_ram *ram, uint64_t size, struct error *err)
 
 int ram_create_room(struct guest_ram *ram, uint64_t size, uint64_t room, struct error *err)
 {
-	memset(ram, 0, sizeof(*ram));
-	ram->fd = -1;
-	if (size < SIZE_MIN || size > SIZE_MAX_RAM || size % PAGE_SIZE)
-		return error_set(err, EINVAL,
-				 "guest memory of %llu bytes is not possible: give 1M to 1024G, in multiples of 4K",
-				 (unsigned long long)size);
-	if (room > SIZE_MAX_RAM - size || room % RAM_BLOCK_SIZE)
-		return error_set(err, EINVAL, "room for %llu bytes of guest memory more is not possible: give up to 1024G in all, in multiples of 2M",
-				 (unsigned long long)room);
-	/* The room starts on a huge page in host memory too. */
-	uint64_t mapped = room ? align_up(size, HUGE_SIZE) + room : size;
-	int fd = memfd_create("guest-ram", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	if (fd < 0)
-		return error_set(err, errno, "cannot create guest memory (memfd_create): %s", strerror(errno));
-	if (ftruncate(fd, (off_t)mapped) < 0) {
-		int code = errno;
-		close(fd);
-		return error_set(err, code, "cannot size guest memory to %llu MiB: %s; give less memory",
-				 (unsigned long long)(mapped >> 20), strerror(code));
-	}
-	/* A vhost-user back end gets this descriptor; one that made the file smaller would kill us at the next access. */
-	fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_SEAL);
-	uint8_t *base = map_aligned(fd, mapped);
-	if (!base) {
-		int code = errno;
-		close(fd);
-		return error_set(err, code, "cannot map %llu MiB of guest memory: %s; give less memory or raise ulimit -v",
-				 (unsigned long long)(mapped >> 20), strerror(code));
-	}
-	/* Hints only: a kernel without them is fine. Guest memory does not belong in a core file. */
-	madvise(base, mapped, MADV_HUGEPAGE);
-	madvise(base, mapped, MADV_DONTDUMP);
-
-	uint64_t low = size < RAM_HOLE_START ? size : RAM_HOLE_START;
-	ram->size = size;
-	ram->mapped = mapped;
-	ram->fd = fd;
-	ram->base = base;
-	ram->nregions = size > low ? 2 : 1;
-	ram->region[0] = (struct ram_region){ .gpa = 0, .size = low, .hva = base };
-	ram->region[1] = (struct ram_region){ .gpa = RAM_HIGH_START, .size = size - low, .hva = base + low };
-	if (!room)
-		return 0;
-	/* Never next to region 1: a guest that joins neighbouring pages to one buffer would have one in two regions. */
-	ram->room.gpa = size > low ? align_up(RAM_HIGH_START + size - low + 1, RAM_ROOM_ALIGN) : RAM_HIGH_START;
-	ram->room.size = room;
-	ram->room.hva = base + (mapped - room);
-	ram->room.plugged = calloc((room / RAM_BLOCK_SIZE + 63) / 64, sizeof(*ram->room.plugged));
-	if (!ram->room.plugged) {
-		ram_destroy(ram);
-		return error_set(err, ENOMEM, "not enough memory for the tables of guest memory; give a smaller max=");
-	}
-	return 0;
+	return ram_create_as(ram, &(struct ram_config){ .size = size, .room = room, .backing = RAM_SHARED }, err);
 }
 
 void ram_destroy(struct guest_ram *ram)
@@ -166,10 +242,17 @@ void ram_written(struct guest_ram *ram, uint64_t gpa, uint64_t len)
 		ram->watcher.written(ram->watcher.opaque, gpa, len);
 }
 
-/* The guest's view of pages without memory is zeros, and the host's page cache gives the memory back: the mapping needs nothing. */
-static int punch(struct guest_ram *ram, const uint8_t *hva, uint64_t len)
+/* The guest's view of pages without memory is zeros; the mapping needs nothing. Part of a reserved huge page cannot be given back. */
+static int punch(struct guest_ram *ram, uint8_t *hva, uint64_t len)
 {
-	return fallocate(ram->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(hva - ram->base), (off_t)len) ? -errno : 0;
+	if (ram->fd < 0)
+		return madvise(hva, len, MADV_DONTNEED) ? -errno : 0;
+	uint64_t offset = (uint64_t)(hva - ram->base);
+	if ((offset | len) % ram->page) {
+		memset(hva, 0, len);
+		return 0;
+	}
+	return fallocate(ram->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)len) ? -errno : 0;
 }
 
 int ram_discard(struct guest_ram *ram, uint64_t gpa, uint64_t len)
@@ -178,7 +261,7 @@ int ram_discard(struct guest_ram *ram, uint64_t gpa, uint64_t len)
 		return -EINVAL;
 	if (!len)
 		return 0;
-	const uint8_t *hva = ram_hva(ram, gpa, len);
+	uint8_t *hva = ram_hva(ram, gpa, len);
 	if (!hva)
 		return -EFAULT;
 	int r = punch(ram, hva, len);
@@ -254,8 +337,27 @@ uint64_t ram_end(const struct guest_ram *ram)
 	return ram->nregions > 1 ? ram->region[1].gpa + ram->region[1].size : RAM_HIGH_START;
 }
 
+/* mincore(2): a byte a page, bit 0. */
+static uint64_t count_pages(const struct guest_ram *ram)
+{
+	enum { PAGES = 16384 };
+	uint8_t *have = malloc(PAGES);
+	uint64_t pages = 0;
+	for (uint64_t at = 0; have && at < ram->mapped; at += PAGES * PAGE_SIZE) {
+		uint64_t len = ram->mapped - at < PAGES * PAGE_SIZE ? ram->mapped - at : PAGES * PAGE_SIZE;
+		if (mincore(ram->base + at, len, have))
+			break;
+		for (uint64_t i = 0; i < len / PAGE_SIZE; i++)
+			pages += have[i] & 1;
+	}
+	free(have);
+	return pages * PAGE_SIZE;
+}
+
 uint64_t ram_resident(const struct guest_ram *ram)
 {
+	if (ram->fd < 0)
+		return ram->base ? count_pages(ram) : 0;
 	/* The blocks of the memfd are the guest's pages that exist: nobody has to walk a page table for it. */
 	struct stat st;
 	return fstat(ram->fd, &st) ? 0 : (uint64_t)st.st_blocks * 512;

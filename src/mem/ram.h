@@ -1,6 +1,7 @@
 /*
- * Guest-physical RAM: one memfd, mapped once, seen at gpa 0 with a hole below 4 GiB; and, if asked for, room above it where
- * blocks are plugged and unplugged while the guest runs.
+ * Guest-physical RAM: one mapping, seen at gpa 0 with a hole below 4 GiB; and, if asked for, room above it where
+ * blocks are plugged and unplugged while the guest runs. Behind it is a memfd, which others can map too (another process, KVM for the
+ * room); or memory of this process alone; or a memfd of the host's reserved huge pages.
  *
  * Owner: the machine. All functions but create/destroy/set_watcher are thread-safe; ram_plug and ram_unplug are for one
  * caller at a time (the device lock). The guest changes this memory at any time: whoever reads a value twice reads two values; copy first, check the copy.
@@ -26,6 +27,19 @@ struct error;
 #define RAM_HIGH_START 0x100000000ull
 #define RAM_ROOM_ALIGN 0x40000000ull /* where the room starts; Linux adds memory in pieces of 128 MiB to 2 GiB */
 #define RAM_BLOCK_SIZE 0x200000ull   /* what is plugged as a whole: a huge page */
+
+enum ram_backing {
+	RAM_SHARED,  /* memfd */
+	RAM_PRIVATE, /* anonymous: in transparent huge pages if the host gives them on demand, which few do for memfds */
+	RAM_HUGE_2M, /* memfd of reserved huge pages: all reserved at once, so no access can fail later */
+	RAM_HUGE_1G,
+};
+
+struct ram_config {
+	uint64_t size, room; /* bytes, as of ram_create_room */
+	enum ram_backing backing;
+	bool mergeable; /* let the host share pages that have the same content (KSM); RAM_PRIVATE only */
+};
 
 /* One contiguous run of RAM; region 0 starts at gpa 0, region 1 (if any) at RAM_HIGH_START. */
 struct ram_region {
@@ -56,7 +70,8 @@ struct ram_watcher {
 struct guest_ram {
 	uint64_t size;	/* [I] total bytes of both regions */
 	uint64_t mapped; /* [I] bytes of the mapping: regions and room */
-	int fd;		/* [I] the memfd; region 1 follows region 0 in it, then the room */
+	int fd;		/* [I] the memfd, -1: there is none; region 1 follows region 0 in it, then the room */
+	uint64_t page;	/* [I] what the host gives at least: 4 KiB or a reserved huge page */
 	int nregions;	/* [I] 1 or 2 */
 	struct ram_region region[2]; /* [I] */
 	struct ram_room room;
@@ -64,7 +79,9 @@ struct guest_ram {
 	struct ram_watcher watcher; /* [I] once vCPUs run */
 };
 
-/* Reserve `size` bytes (a page multiple). -EINVAL, -ENOMEM with a sentence in err. */
+/* -EINVAL, -ENOMEM, -ENOTSUP with a sentence in err that names the option. */
+int ram_create_as(struct guest_ram *ram, const struct ram_config *config, struct error *err);
+/* Reserve `size` bytes (a page multiple) of a memfd. */
 int ram_create(struct guest_ram *ram, uint64_t size, struct error *err);
 /* The same with room for `room` bytes more, all unplugged. */
 int ram_create_room(struct guest_ram *ram, uint64_t size, uint64_t room, struct error *err);
@@ -94,7 +111,7 @@ uint64_t ram_plugged(const struct guest_ram *ram, uint64_t gpa, uint64_t len);
 
 /* First gpa behind all that is or may become RAM, and above 4 GiB: where the PCI window may start. */
 uint64_t ram_end(const struct guest_ram *ram);
-/* Host memory that the guest's RAM takes now (also if it is swapped out), in bytes. */
+/* Host memory that the guest's RAM takes now, in bytes; a memfd's also if it is swapped out. Without a memfd it looks at every page: not for often. */
 uint64_t ram_resident(const struct guest_ram *ram);
 
 /* One watcher, set by the accelerator's glue before the vCPUs start; NULL: none. */

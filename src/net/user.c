@@ -25,6 +25,7 @@
 #include "net/backend.h"
 #include "net/ether.h"
 #include "net/reassembly.h"
+#include "net/user_lib.h"
 #include "net/user_options.h"
 #include "vm/loop.h"
 
@@ -538,6 +539,9 @@ static int user_open(struct net **out, struct keyval *kv, struct loop *loop, str
 	int r = user_options_parse(&o, kv, err);
 	if (r)
 		return r;
+	struct error why;
+	if (user_lib_load(&why))
+		return error_set(err, ENOENT, "%s: %.450s", kv->option, why.text);
 	struct user_net *u = calloc(1, sizeof(*u));
 	if (!u)
 		return error_set(err, ENOMEM, "%s: out of memory", kv->option);

@@ -10,6 +10,8 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "base/log.h"
+#include "cpu/x86/msr_table.h"
 #include "cpu/x86/state.h"
 #include "irqchip/lapic.h"
 #include "vm/vm.h"
@@ -19,6 +21,12 @@
 #define REQUEST_INIT (1u << 31)
 #define REQUEST_SIPI (1u << 30)
 #define REQUEST_VECTOR 0xffu
+
+/* A counter that only this vCPU's thread writes. */
+static void count(_Atomic uint64_t *n)
+{
+	atomic_store_explicit(n, atomic_load_explicit(n, memory_order_relaxed) + 1, memory_order_relaxed);
+}
 
 /* --- waiting and waking --- */
 
@@ -197,14 +205,33 @@ static void sync_tsc(struct vcpu *v)
 	pvclock_set_tsc_offset(&v->vm->pvclock, v->index, s.tsc_offset);
 }
 
+/* The guest gets #GP(0). Each MSR is named once, as many as there is room for. */
+static int refuse_msr(struct vcpu *v, const struct accel_exit *exit)
+{
+	struct vm *vm = v->vm;
+	uint64_t mark = 1ull << 32 | exit->msr.index;
+	const struct x86_msr *m = x86_msr_find(exit->msr.index);
+	count(&v->msrs_refused);
+	for (unsigned i = 0; i < VM_REFUSED_MSRS; i++) {
+		uint64_t seen = 0;
+		if (atomic_compare_exchange_strong(&vm->refused_msr[i], &seen, mark)) {
+			log_info("the guest %s MSR %#x (%s): #GP%s%s", exit->kind == ACCEL_EXIT_MSR_READ ? "reads" : "writes", exit->msr.index,
+				 m ? m->name : "unknown", m && m->kind == X86_MSR_REFUSED ? ", " : "", m && m->kind == X86_MSR_REFUSED ? m->why : "");
+			break;
+		}
+		if (seen == mark)
+			break;
+	}
+	return -EPERM;
+}
+
+/* Without a LAPIC of ours, that and kvm-clock are the accelerator's. */
 static int exit_msr_read(struct vcpu *v, struct accel_exit *exit)
 {
-	if (!v->lapic)
-		return -EPERM; /* LAPIC and kvm-clock are the accelerator's */
-	int r = lapic_rdmsr(v->lapic, exit->msr.index, &exit->msr.value);
+	int r = v->lapic ? lapic_rdmsr(v->lapic, exit->msr.index, &exit->msr.value) : -EPERM;
 	if (r == -ENOENT && v->vm->config.kvm_leaves)
 		r = pvclock_rdmsr(&v->vm->pvclock, v->index, exit->msr.index, &exit->msr.value);
-	return r < 0 ? -EPERM : 0;
+	return r < 0 ? refuse_msr(v, exit) : 0;
 }
 
 static int exit_msr_write(struct vcpu *v, struct accel_exit *exit)
@@ -212,7 +239,7 @@ static int exit_msr_write(struct vcpu *v, struct accel_exit *exit)
 	uint32_t index = exit->msr.index;
 	uint64_t value = exit->msr.value;
 	if (!v->lapic)
-		return -EPERM;
+		return refuse_msr(v, exit);
 	if (index == MSR_TSC_DEADLINE)
 		sync_tsc(v);
 	int r = lapic_wrmsr(v->lapic, index, value);
@@ -221,7 +248,7 @@ static int exit_msr_write(struct vcpu *v, struct accel_exit *exit)
 		if (r == 0)
 			sync_tsc(v);
 	}
-	return r < 0 ? -EPERM : 0;
+	return r < 0 ? refuse_msr(v, exit) : 0;
 }
 
 static int exit_hlt(struct vcpu *v, struct accel_exit *exit)
@@ -327,8 +354,7 @@ const char *vcpu_exit_name(enum accel_exit_kind kind)
 static int vcpu_exit(void *opaque, struct accel_exit *exit)
 {
 	struct vcpu *v = opaque;
-	_Atomic uint64_t *count = &v->exits[exit->kind];
-	atomic_store_explicit(count, atomic_load_explicit(count, memory_order_relaxed) + 1, memory_order_relaxed);
+	count(&v->exits[exit->kind]);
 	return exits[exit->kind].handle(v, exit);
 }
 
@@ -376,9 +402,22 @@ static void run_once(struct vcpu *v)
 	vm_stop(v->vm, VM_FAILED, reason);
 }
 
+/* On the host's clock, so that who started the process can tell how long it took (bench/exits.py). */
+static void log_start(const struct vcpu *v)
+{
+	struct timespec now;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	log_info("vCPU %u enters the guest, at %lld.%06ld s of the host's monotonic clock", v->index, (long long)now.tv_sec, now.tv_nsec / 1000);
+}
+
 static void *vcpu_thread(void *opaque)
 {
 	struct vcpu *v = opaque;
+	char name[16];
+	snprintf(name, sizeof(name), "vcpu%u", v->index);
+	pthread_setname_np(pthread_self(), name);
+	if (v->index == 0)
+		log_start(v);
 	while (!atomic_load(&v->vm->stopping)) {
 		if (atomic_load(&v->hold)) {
 			park(v);
@@ -412,9 +451,6 @@ int vcpu_start(struct vcpu *v, struct error *err)
 	if (r)
 		return error_set(err, r, "cannot start the thread of vCPU %u: %s", v->index, strerror(r));
 	v->thread_started = true;
-	char name[16];
-	snprintf(name, sizeof(name), "vcpu%u", v->index);
-	pthread_setname_np(v->thread, name);
 	return 0;
 }
 

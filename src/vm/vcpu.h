@@ -66,6 +66,7 @@ struct vcpu {
 	char fault_reason[256];
 
 	_Atomic uint64_t exits[ACCEL_EXIT_EMULATION_FAILED + 1]; /* written by own thread */
+	_Atomic uint64_t msrs_refused; /* the same: reads and writes that raised #GP */
 };
 
 /* Create vCPU `index` of vm (whose accelerator VM, irqchip and buses exist). In reset state; all but 0 wait for a

@@ -26,6 +26,7 @@ struct error;
 struct x86_cpu;
 
 #define VM_MAX_CPUS LAPIC_MAX
+#define VM_REFUSED_MSRS 16
 
 struct vm_config {
 	const struct accel_ops *accel;
@@ -66,6 +67,7 @@ struct vm {
 	_Atomic bool debugged;	 /* there is a debugger */
 
 	_Atomic bool stopping;
+	_Atomic uint64_t refused_msr[VM_REFUSED_MSRS]; /* those that have been logged: 1 << 32 | index */
 	pthread_mutex_t result_lock; /* below; stable after vm_run */
 	enum vm_result result;
 	int exit_code;

@@ -129,7 +129,7 @@ static bool faults_in_mmx(const struct asm_result *r, const struct asm_program *
 	struct x86_insn in;
 	struct x86_vectors v;
 
-	if (r->end != ASM_FAULT || at >= p->len || x86_decode(r->code + at, 15, X86_MODE_64, &in) < 0)
+	if (r->end != ASM_FAULT || at >= p->len || x86_decode(r->code + at, 15, asm_mode(p->compat), &in) < 0)
 		return false;
 	x86_vectors(&in, &v);
 	return v.mmx;
@@ -141,7 +141,7 @@ static bool is_masked_store(const struct asm_result *r, const struct asm_program
 	uint64_t at = r->s.rip - p->start;
 	struct x86_insn in;
 
-	return at < p->len && x86_decode(r->code + at, 15, X86_MODE_64, &in) == 0 && in.map == MAP_0F && in.opcode == 0xf7;
+	return at < p->len && x86_decode(r->code + at, 15, asm_mode(p->compat), &in) == 0 && in.map == MAP_0F && in.opcode == 0xf7;
 }
 
 static bool is_string(const struct asm_result *r, const struct asm_program *p)
@@ -149,7 +149,7 @@ static bool is_string(const struct asm_result *r, const struct asm_program *p)
 	uint64_t at = r->s.rip - p->start;
 	struct x86_insn in;
 
-	return at < p->len && x86_decode(r->code + at, 15, X86_MODE_64, &in) == 0 && in.map == MAP_1BYTE && (in.opcode & 0xfc) == 0xa4;
+	return at < p->len && x86_decode(r->code + at, 15, asm_mode(p->compat), &in) == 0 && in.map == MAP_1BYTE && (in.opcode & 0xfc) == 0xa4;
 }
 
 /* A near CALL to an address that is not canonical: processors differ in whether the return address is on the stack when it faults. */
@@ -158,7 +158,7 @@ static bool calls_nowhere(const struct asm_result *r, const struct asm_program *
 	uint64_t at = r->s.rip - p->start;
 	struct x86_insn in;
 
-	return r->end == ASM_FAULT && r->vector == VEC_GP && at < p->len && x86_decode(r->code + at, 15, X86_MODE_64, &in) == 0 &&
+	return r->end == ASM_FAULT && r->vector == VEC_GP && at < p->len && x86_decode(r->code + at, 15, asm_mode(p->compat), &in) == 0 &&
 	       in.map == MAP_1BYTE && in.opcode == 0xff && (in.reg & 7) == 2;
 }
 
@@ -168,10 +168,23 @@ static bool stores_in_parts(const struct asm_result *r, const struct asm_program
 	uint64_t at = r->s.rip - p->start;
 	struct x86_insn in;
 
-	if (r->end != ASM_FAULT || at >= p->len || x86_decode(r->code + at, 15, X86_MODE_64, &in) < 0 || in.map != MAP_1BYTE || !in.has_mem)
+	if (r->end != ASM_FAULT || at >= p->len || x86_decode(r->code + at, 15, asm_mode(p->compat), &in) < 0 || in.map != MAP_1BYTE || !in.has_mem)
 		return false;
 	unsigned op = in.reg & 7;
 	return (in.opcode == 0xdf && op == 6) || (in.opcode == 0xdb && op == 7) || (in.opcode == 0xd9 && op == 6) || (in.opcode == 0xdd && op == 6);
+}
+
+/* A 32-bit operand that goes on at offset 0: whether that is beyond a limit of 4 GiB is the processor's choice (SDM 3A 5.3). */
+static bool wraps_at_4g(const struct asm_result *r, const struct asm_program *p)
+{
+	uint64_t at = r->s.rip - p->start;
+	struct x86_insn in;
+
+	if (!p->compat || r->end != ASM_FAULT || (r->vector != VEC_GP && r->vector != VEC_SS) || at >= p->len ||
+	    x86_decode(r->code + at, 15, X86_MODE_32, &in) < 0 || !in.has_mem || in.addrsize != 4)
+		return false;
+	uint64_t offset = (uint64_t)in.disp + (in.base >= 0 ? r->s.gpr[in.base] : 0) + (in.index >= 0 ? r->s.gpr[in.index] * in.scale : 0);
+	return (uint32_t)offset > UINT32_MAX - 64;
 }
 
 /* The code that faulted is not the program's own any more. */
@@ -201,6 +214,8 @@ static void compare(struct asm_diff *d, const struct asm_gen *g, const struct as
 	    a->vector >= VEC_SS && a->vector <= VEC_PF && b->vector >= VEC_SS && b->vector <= VEC_PF)
 		return;
 	if (native && b->end == ASM_FAULT && is_masked_store(b, p) && (a->end != ASM_FAULT || a->s.rip != b->s.rip))
+		return;
+	if (native && wraps_at_4g(b, p) && (a->end != ASM_FAULT || a->s.rip != b->s.rip))
 		return;
 	/* What no guest page is mapped at may be the harness' own memory. */
 	if (native && a->vector == VEC_PF && !(a->error & PF_P) && a->cr2 - asm_base[p->base] >= ASM_SPAN)
@@ -313,7 +328,7 @@ static bool run_once(struct asm_diff *d, const struct asm_gen *g, const struct a
 		if (d->what[0])
 			return excused(d, g, p, d->vm[i].name, &ref);
 	}
-	if (!d->native || !p->native)
+	if (!d->native || !p->native || (p->compat && !asm_native_compat()))
 		return true;
 	d->natives++;
 	watch(1000);
@@ -338,6 +353,22 @@ static void move(struct asm_program *p, unsigned base)
 	p->native = false;
 }
 
+/* A 32-bit program somewhere else: its labels are absolute addresses, so it is put together again. */
+static bool run_moved32(struct asm_diff *d, const struct asm_gen *g)
+{
+	struct asm_gen moved = *g;
+	struct asm_program p;
+	uint64_t from = asm_base[g->start.base], by = asm_base[ASM_BASE_MOVED32] - from;
+
+	for (unsigned r = 0; r < 8; r++)
+		if ((uint32_t)moved.start.s.gpr[r] - from < ASM_SPAN)
+			moved.start.s.gpr[r] += by;
+	moved.start.s.seg[SREG_FS].base += by;
+	moved.start.s.seg[SREG_GS].base += by;
+	moved.start.base = ASM_BASE_MOVED32;
+	return !asm_gen_assemble(&moved, &p) || run_once(d, &moved, &p);
+}
+
 bool asm_diff_run(struct asm_diff *d, const struct asm_gen *g)
 {
 	struct asm_program p;
@@ -353,6 +384,8 @@ bool asm_diff_run(struct asm_diff *d, const struct asm_gen *g)
 	p.s.rflags ^= FL_STATUS;
 	if (!run_once(d, g, &p))
 		return false;
+	if (p.compat)
+		return run_moved32(d, g);
 	if (!p.user || p.base != ASM_BASE_MOVES)
 		return true;
 	move(&p, ASM_BASE_MOVED);
@@ -387,7 +420,9 @@ bool asm_diff_seed(struct asm_diff *d, uint64_t seed)
 	uint64_t h = (seed + 7) * 0xd1342543de82ef95ull;
 	unsigned size = 1 + (unsigned)(h >> 33) % 30, features = (unsigned)(h >> 50) & 3;
 
-	if ((h >> 55) % 4 == 0)
+	if (seed & ASM_SEED_COMPAT)
+		features |= ASM_GEN_COMPAT;
+	else if ((h >> 55) % 4 == 0)
 		features |= ASM_GEN_KERNEL;
 	asm_gen_program(&g, seed, size, features);
 	if (asm_diff_run(d, &g))

@@ -27,6 +27,7 @@ void asm_diff_close(struct asm_diff *d);
 bool asm_diff_run(struct asm_diff *d, const struct asm_gen *g);
 /* Make a disagreeing program as short as it still disagrees. */
 void asm_diff_shrink(struct asm_diff *d, struct asm_gen *g);
+#define ASM_SEED_COMPAT (1ull << 63) /* 32-bit programs */
 /* The program of this seed, size and features chosen by it. If there is a disagreement: shrink it, print it to stderr, false. */
 bool asm_diff_seed(struct asm_diff *d, uint64_t seed);
 

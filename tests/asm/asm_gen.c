@@ -85,6 +85,8 @@ static bool mnemonic_wanted(ZydisMnemonic m)
 	case ZYDIS_MNEMONIC_POPF:
 	case ZYDIS_MNEMONIC_PUSHF: /* shows the host's IF, RF */
 	case ZYDIS_MNEMONIC_PUSHFQ:
+	case ZYDIS_MNEMONIC_PUSHFD:
+	case ZYDIS_MNEMONIC_POPFD:
 	case ZYDIS_MNEMONIC_CLI:
 	case ZYDIS_MNEMONIC_STI:
 	case ZYDIS_MNEMONIC_STD: /* made on purpose */
@@ -129,13 +131,19 @@ static bool reads_sreg(const struct x86_insn *in)
 	return in->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && in->map == MAP_1BYTE && (in->opcode == 0x8c || in->opcode == 0x8e);
 }
 
-static bool decode(const uint8_t *bytes, unsigned n, struct x86_insn *in, ZydisDecodedInstruction *zi)
+static void decoder_init(ZydisDecoder *decoder, bool compat)
+{
+	ZydisDecoderInit(decoder, compat ? ZYDIS_MACHINE_MODE_LONG_COMPAT_32 : ZYDIS_MACHINE_MODE_LONG_64,
+			 compat ? ZYDIS_STACK_WIDTH_32 : ZYDIS_STACK_WIDTH_64);
+}
+
+static bool decode(bool compat, const uint8_t *bytes, unsigned n, struct x86_insn *in, ZydisDecodedInstruction *zi)
 {
 	ZydisDecoder decoder;
 
-	if (x86_decode(bytes, n > 15 ? 15 : n, X86_MODE_64, in) < 0)
+	if (x86_decode(bytes, n > 15 ? 15 : n, asm_mode(compat), in) < 0)
 		return false;
-	ZydisDecoderInit(&decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
+	decoder_init(&decoder, compat);
 	return ZYAN_SUCCESS(ZydisDecoderDecodeInstruction(&decoder, NULL, bytes, n > 15 ? 15 : n, zi));
 }
 
@@ -184,7 +192,7 @@ static uint16_t item_undefined(const struct asm_item *it, uint16_t undef, unsign
 	for (unsigned at = 0; at < it->len && at < upto;) {
 		struct x86_insn in;
 		ZydisDecodedInstruction zi;
-		if (!decode(it->bytes + at, it->len - at, &in, &zi))
+		if (!decode(it->compat, it->bytes + at, it->len - at, &in, &zi))
 			break;
 		if (in.flags_read & undef)
 			*bad = true;
@@ -254,7 +262,7 @@ bool asm_gen_assemble(const struct asm_gen *g, struct asm_program *out)
 		return false;
 	*out = g->start;
 	/* Unmasked x87 exceptions keep a store from its operand's fault: natively only without. */
-	out->native = g->start.user && asm_base_native(g->start.base) && (g->start.s.xsave[0] & 0x3f) == 0x3f;
+	out->native = g->start.user && asm_base_native(g->start.base) && !g->start.upper && (g->start.s.xsave[0] & 0x3f) == 0x3f;
 #ifdef __SANITIZE_ADDRESS__
 	/* The sanitizer's shadow is memory where the guest has none: a stray store there would not fault. */
 	out->native = false;
@@ -271,7 +279,9 @@ bool asm_gen_assemble(const struct asm_gen *g, struct asm_program *out)
 		if (!it->fix_size)
 			continue;
 		int64_t rel = (int64_t)(it->target >= 0 ? at[it->target] : it->target_off) + it->fix_add - (int64_t)(at[i] + it->fix_end);
-		if (it->fix_size == 1 && (rel < -128 || rel > 127))
+		if (it->fix_abs)
+			rel += (int64_t)(asm_base[g->start.base] + at[i] + it->fix_end);
+		else if (it->fix_size == 1 && (rel < -128 || rel > 127))
 			return false;
 		memcpy(p + it->fix_off, &rel, it->fix_size);
 	}
@@ -309,12 +319,12 @@ uint16_t asm_gen_undefined(const struct asm_gen *g, uint64_t rip)
 }
 
 /* An item that ends within an instruction: the bytes behind it belong to that, and what they read is not in the items. */
-static bool is_cut(const uint8_t *bytes, unsigned n)
+static bool is_cut(bool compat, const uint8_t *bytes, unsigned n)
 {
 	ZydisDecoder decoder;
 	ZydisDecodedInstruction zi;
 
-	ZydisDecoderInit(&decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
+	decoder_init(&decoder, compat);
 	return n < 15 && ZydisDecoderDecodeInstruction(&decoder, NULL, bytes, n, &zi) == ZYDIS_STATUS_NO_MORE_DATA;
 }
 
@@ -336,10 +346,10 @@ static uint16_t live_from(const struct asm_gen *g, const uint8_t *const code[], 
 		for (unsigned at = from; at < it->len;) {
 			struct x86_insn in;
 			ZydisDecodedInstruction zi;
-			if (!decode(code[i] + at, it->len - at, &in, &zi))
-				return is_cut(code[i] + at, it->len - at) ? live : live | open; /* cut: nobody knows */
+			if (!decode(it->compat, code[i] + at, it->len - at, &in, &zi))
+				return is_cut(it->compat, code[i] + at, it->len - at) ? live : live | open; /* cut: nobody knows */
 			live |= in.flags_read & open;
-			if (in.mnemonic == ZYDIS_MNEMONIC_PUSHFQ || in.mnemonic == ZYDIS_MNEMONIC_PUSHF || in.mnemonic == ZYDIS_MNEMONIC_HLT)
+			if (in.mnemonic == ZYDIS_MNEMONIC_PUSHFQ || in.mnemonic == ZYDIS_MNEMONIC_PUSHFD || in.mnemonic == ZYDIS_MNEMONIC_PUSHF || in.mnemonic == ZYDIS_MNEMONIC_HLT)
 				live |= open;
 			open &= (uint16_t)~in.flags_killed;
 			at += in.len;
@@ -357,13 +367,13 @@ static uint16_t live_from(const struct asm_gen *g, const uint8_t *const code[], 
 }
 
 /* Does an instruction of the item of `len` bytes begin at `off`? */
-static bool is_boundary(const uint8_t *code, unsigned len, unsigned off)
+static bool is_boundary(bool compat, const uint8_t *code, unsigned len, unsigned off)
 {
 	unsigned at = 0;
 
 	while (at < off) {
 		struct x86_insn in;
-		if (x86_decode(code + at, len - at, X86_MODE_64, &in) < 0)
+		if (x86_decode(code + at, len - at, asm_mode(compat), &in) < 0)
 			return false;
 		at += in.len;
 	}
@@ -383,7 +393,7 @@ uint16_t asm_gen_dead(const struct asm_gen *g, uint64_t rip)
 	for (unsigned i = 0; i < g->n; i++)
 		code[i] = p.code + (at[i] - p.start);
 	for (unsigned i = 0; i < g->n; i++)
-		if (rip >= at[i] && rip < at[i + 1] && !is_boundary(code[i], g->item[i].len, (unsigned)(rip - at[i])))
+		if (rip >= at[i] && rip < at[i + 1] && !is_boundary(g->start.compat, code[i], g->item[i].len, (unsigned)(rip - at[i])))
 			return FL_STATUS; /* a wild jump into an instruction: nobody knows */
 		else if (rip >= at[i] && rip < at[i + 1])
 			return (uint16_t)(FL_STATUS & ~live_from(g, code, i, (unsigned)(rip - at[i]), FL_STATUS, seen));
@@ -396,14 +406,14 @@ bool asm_gen_strange(const struct asm_gen *g, const struct asm_program *p, uint6
 	struct x86_insn in;
 	ZydisDecodedInstruction zi;
 
-	if (!decode(bytes, 15, &in, &zi) || !undefined_after(&in, &zi, 0))
+	if (!decode(g->start.compat, bytes, 15, &in, &zi) || !undefined_after(&in, &zi, 0))
 		return false;
 	item_offsets(g, at);
 	for (unsigned i = 0; i < g->n; i++) {
 		if (rip < at[i] || rip >= at[i + 1])
 			continue;
 		const uint8_t *code = p->code + (at[i] - p->start);
-		return rip + in.len > at[i + 1] || !is_boundary(code, g->item[i].len, (unsigned)(rip - at[i])) ||
+		return rip + in.len > at[i + 1] || !is_boundary(g->start.compat, code, g->item[i].len, (unsigned)(rip - at[i])) ||
 		       memcmp(bytes, code + (rip - at[i]), in.len) != 0;
 	}
 	return true;
@@ -431,12 +441,20 @@ static struct asm_item *item_new(struct asm_gen *g)
 
 	memset(it, 0, sizeof(*it));
 	it->target = -1;
+	it->compat = g->start.compat;
 	return it;
 }
 
 static void put(struct asm_item *it, uint8_t b)
 {
 	it->bytes[it->len++] = b;
+}
+
+/* A REX prefix: not in 32-bit code, where it would be an instruction. */
+static void put_rex(struct asm_item *it, unsigned b)
+{
+	if (!it->compat)
+		put(it, (uint8_t)b);
 }
 
 static void putn(struct asm_item *it, const void *p, unsigned n)
@@ -460,10 +478,15 @@ static unsigned pick_mask(struct asm_gen *g, uint16_t mask)
 	return 0;
 }
 
+static unsigned any_reg(struct asm_gen *g)
+{
+	return below(g, g->start.compat ? 8 : 16);
+}
+
 /* A register that may be written. */
 static unsigned free_reg(struct asm_gen *g)
 {
-	return pick_mask(g, (uint16_t)~(g->pointers | g->indexes | g->kept));
+	return pick_mask(g, (uint16_t)(~(g->pointers | g->indexes | g->kept) & (g->start.compat ? 0xff : 0xffff)));
 }
 
 /* ModRM and what follows; prefixes that go with it are left to the caller. */
@@ -481,7 +504,7 @@ static const uint16_t interesting_edges[] = { 0x1000, 0x2000, 0x4000, 0x5000, 0x
 
 static struct operand random_operand(struct asm_gen *g, bool aligned)
 {
-	struct operand a = { .mem = !one_in(g, 3), .rm = below(g, 16) };
+	struct operand a = { .mem = !one_in(g, 3), .rm = any_reg(g) };
 
 	if (!a.mem)
 		return a;
@@ -504,6 +527,12 @@ static struct operand random_operand(struct asm_gen *g, bool aligned)
 		a.off = ASM_DATA + (one_in(g, 8) ? interesting_edges[below(g, 5)] - below(g, 70) : below(g, 0x2000));
 		if (aligned)
 			a.off &= ~31u;
+		if (g->start.compat) { /* the same encoding is an absolute address there */
+			a.rip = false;
+			a.based = false;
+			a.disp = (int32_t)(asm_base[g->start.base] + a.off);
+			a.sib = one_in(g, 3);
+		}
 		return a;
 	} else if (kind < 10) { /* FS, GS with an absolute displacement */
 		a.seg = one_in(g, 2) ? 0x64 : 0x65;
@@ -518,7 +547,7 @@ static struct operand random_operand(struct asm_gen *g, bool aligned)
 		if (aligned)
 			a.disp &= ~31;
 	} else if (kind < 13 && g->start.base == 0) {
-		a.addr32 = true;
+		a.addr32 = !g->start.compat || one_in(g, 8); /* 16-bit addresses lead nowhere */
 	} else if (kind < 14) { /* ES, CS, SS, DS do nothing */
 		static const uint8_t none[] = { 0x26, 0x2e, 0x36, 0x3e };
 		a.seg = none[below(g, 4)];
@@ -560,6 +589,11 @@ static void put_operand(struct asm_item *it, const struct operand *a, unsigned r
 		return;
 	}
 	unsigned index = a->indexed ? (a->index & 7) << 3 : 0x20;
+	if (!a->based && it->compat && !a->indexed && !a->sib) {
+		put(it, (uint8_t)(reg | 5));
+		put32(it, (uint32_t)a->disp);
+		return;
+	}
 	if (!a->based) {
 		put(it, (uint8_t)(reg | 4));
 		put(it, (uint8_t)(a->scale << 6 | index | 5));
@@ -590,7 +624,7 @@ static bool accept(struct asm_gen *g, struct asm_item *it, unsigned first, int f
 	if (one_in(g, 2))
 		imm = one_in(g, 2) ? (uint64_t)(int64_t)(int8_t)imm : imm & 0x0f;
 	memcpy(it->bytes + it->len, &imm, 8);
-	if (!decode(it->bytes + first, it->len - first + 8u, &in, &zi))
+	if (!decode(it->compat, it->bytes + first, it->len - first + 8u, &in, &zi))
 		return false;
 	if (!category_wanted(zi.meta.category) || !mnemonic_wanted(in.mnemonic) || in.vsib)
 		return false;
@@ -617,6 +651,12 @@ static bool accept(struct asm_gen *g, struct asm_item *it, unsigned first, int f
 			return false;
 		it->alien |= !g->start.user;
 	}
+	if (it->compat && in.encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && (in.mnemonic == ZYDIS_MNEMONIC_PUSH || in.mnemonic == ZYDIS_MNEMONIC_POP) &&
+	    (in.map == MAP_0F || in.opcode < 0x20)) {
+		if (in.mnemonic == ZYDIS_MNEMONIC_POP)
+			return false;
+		it->alien = true; /* processors differ in how much they store */
+	}
 	it->len = (uint8_t)(first + in.len);
 	if (it->fix_size)
 		it->fix_end = it->len;
@@ -630,13 +670,13 @@ static void put_prefixes(struct asm_gen *g, struct asm_item *it, const struct op
 	if (a->addr32)
 		put(it, 0x67);
 	if (one_in(g, 120))
-		put(it, 0x48 | (uint8_t)below(g, 8)); /* a REX that a legacy prefix makes void */
+		put_rex(it, 0x48 | below(g, 8)); /* a REX that a legacy prefix makes void */
 }
 
 static bool legacy(struct asm_gen *g, struct asm_item *it, uint8_t prefix, unsigned map, uint8_t opcode, int fpu)
 {
 	struct operand a = random_operand(g, fpu > 0);
-	unsigned reg = below(g, 16);
+	unsigned reg = any_reg(g);
 	unsigned rex = operand_rex(&a, reg) | (one_in(g, 3) ? 8 : 0);
 
 	if (one_in(g, 2)) { /* more instructions without REX: AH..DH, MMX */
@@ -649,7 +689,7 @@ static bool legacy(struct asm_gen *g, struct asm_item *it, uint8_t prefix, unsig
 	if (fpu == 0 && a.mem && one_in(g, 8))
 		put(it, 0xf0);
 	if (rex || one_in(g, 8))
-		put(it, (uint8_t)(0x40 | rex));
+		put_rex(it, 0x40 | rex);
 	if (map != MAP_1BYTE)
 		put(it, 0x0f);
 	if (map == MAP_0F38)
@@ -664,7 +704,7 @@ static bool legacy(struct asm_gen *g, struct asm_item *it, uint8_t prefix, unsig
 static bool vex(struct asm_gen *g, struct asm_item *it, unsigned pp, unsigned map, uint8_t opcode, int fpu)
 {
 	struct operand a = random_operand(g, fpu > 0);
-	unsigned reg = below(g, 16), vvvv = one_in(g, 3) ? 0 : below(g, 16);
+	unsigned reg = any_reg(g), vvvv = one_in(g, 3) ? 0 : any_reg(g);
 	unsigned rex = operand_rex(&a, reg);
 	bool w = one_in(g, 2), l = fpu && one_in(g, 2);
 
@@ -722,6 +762,67 @@ static bool gen_int(struct asm_gen *g, struct asm_item *it)
 	return legacy(g, it, prefix, map, opcode, 0);
 }
 
+/* What 64-bit mode does not have. */
+static bool gen_32(struct asm_gen *g, struct asm_item *it)
+{
+	static const uint8_t plain[] = { 0x27, 0x2f, 0x37, 0x3f, 0xd6, 0xd4, 0xd5, 0xa0, 0xa1, 0xa2, 0xa3, 0x60, 0x98 };
+	uint16_t taken = g->pointers | g->indexes | g->kept;
+	uint8_t op = plain[below(g, sizeof(plain))];
+
+	switch (below(g, 10)) {
+	case 0 ... 3: /* inc, dec */
+		if (one_in(g, 6))
+			put(it, 0x66);
+		put(it, (uint8_t)(0x40 | below(g, 2) << 3 | free_reg(g)));
+		return true;
+	case 4: /* bound: from a table of small numbers it faults, mostly */
+		return legacy(g, it, one_in(g, 4) ? 0x66 : 0, MAP_1BYTE, 0x62, 0);
+	case 5: /* 82: as 80 */
+		return legacy(g, it, 0, MAP_1BYTE, 0x82, 0);
+	case 6: /* pusha; add esp, 32 (or popa) */
+		put(it, 0x60);
+		if (one_in(g, 2))
+			put(it, 0x61);
+		else
+			put(it, 0x83), put(it, 0xc4), put(it, 0x20);
+		return true;
+	case 7: /* mov edx, label behind; mov ecx, esp; sysenter */
+		if (taken & (1u << RCX | 1u << RDX))
+			return false;
+		it->alien = true;
+		put(it, 0xba);
+		it->fix_abs = true;
+		it->fix_size = 4;
+		it->fix_off = it->len;
+		put32(it, 0);
+		put(it, 0x89), put(it, 0xe1), put(it, 0x0f), put(it, 0x34);
+		it->fix_end = it->len;
+		it->fix_add = (int8_t)it->len;
+		it->target = (int16_t)(g->n - 1);
+		return true;
+	default:
+		break;
+	}
+	if (taken >> RAX & 1 && op != 0xa2 && op != 0xa3 && op != 0x60)
+		return false;
+	if (op >= 0xa0 && op <= 0xa3) {
+		if (one_in(g, 4))
+			put(it, one_in(g, 2) ? 0x64 : 0x65);
+		if (one_in(g, 6))
+			put(it, 0x66);
+		bool seg = it->len && it->bytes[0] != 0x66;
+		put(it, op);
+		put32(it, seg ? below(g, 0x800) : (uint32_t)asm_base[g->start.base] + ASM_DATA + below(g, one_in(g, 8) ? 0x8000 : 0x2000));
+		return true;
+	}
+	if (op == 0x60)
+		return false;
+	put(it, op);
+	if (op == 0xd4 || op == 0xd5)
+		put(it, one_in(g, 3) ? (uint8_t)rnd(g) : 10);
+	return true;
+}
+
 static bool gen_bmi(struct asm_gen *g, struct asm_item *it)
 {
 	static const uint8_t v[] = { 0xf2, 0xf3, 0xf5, 0xf6, 0xf7 };
@@ -771,7 +872,17 @@ static void put_reg_op(struct asm_item *it, uint8_t opcode, unsigned reg)
 
 static void put_lea_label(struct asm_item *it, unsigned reg, int target)
 {
-	put(it, (uint8_t)(0x48 | (reg & 8 ? 4 : 0)));
+	if (it->compat) { /* mov reg, label */
+		put(it, (uint8_t)(0xb8 | reg));
+		it->fix_off = it->len;
+		it->fix_size = 4;
+		it->fix_abs = true;
+		put32(it, 0);
+		it->fix_end = it->len;
+		it->target = (int16_t)target;
+		return;
+	}
+	put_rex(it, 0x48 | (reg & 8 ? 4 : 0));
 	put(it, 0x8d);
 	put(it, (uint8_t)(0x05 | (reg & 7) << 3));
 	it->fix_off = it->len;
@@ -792,7 +903,7 @@ static void put_lea_pointer(struct asm_gen *g, struct asm_item *it, unsigned reg
 {
 	unsigned base = pick_mask(g, g->pointers);
 
-	put(it, (uint8_t)(0x48 | (reg & 8 ? 4 : 0) | (base & 8 ? 1 : 0)));
+	put_rex(it, 0x48 | (reg & 8 ? 4 : 0) | (base & 8 ? 1 : 0));
 	put(it, 0x8d);
 	put(it, (uint8_t)(0x80 | (reg & 7) << 3 | (base & 7)));
 	if ((base & 7) == 4)
@@ -802,7 +913,7 @@ static void put_lea_pointer(struct asm_gen *g, struct asm_item *it, unsigned reg
 
 static bool gen_stack(struct asm_gen *g, struct asm_item *it)
 {
-	unsigned reg = below(g, 16);
+	unsigned reg = any_reg(g);
 	struct operand a;
 
 	switch (below(g, 16)) {
@@ -838,7 +949,7 @@ static bool gen_stack(struct asm_gen *g, struct asm_item *it)
 		return true;
 	case 10: { /* add, sub rsp, imm8; and rsp, -16 */
 		int8_t imm = (int8_t)(below(g, 8) * 8);
-		put(it, 0x48);
+		put_rex(it, 0x48);
 		put(it, 0x83);
 		unsigned op = below(g, 5);
 		put(it, op == 4 ? 0xe4 : op & 1 ? 0xc4 : 0xec);
@@ -846,16 +957,16 @@ static bool gen_stack(struct asm_gen *g, struct asm_item *it)
 		return true;
 	}
 	case 11: /* lea rsp, [rsp + disp8] */
-		put(it, 0x48), put(it, 0x8d), put(it, 0x64), put(it, 0x24);
+		put_rex(it, 0x48), put(it, 0x8d), put(it, 0x64), put(it, 0x24);
 		put(it, (uint8_t)((below(g, 16) - 8) * 8));
 		return true;
 	case 12: /* push rbp; mov rbp, rsp; sub rsp, imm8; mov [rbp - 8], reg; leave; pop rbp */
 		if (g->counter == RBP || g->pointers >> RBP & 1 || g->indexes >> RBP & 1)
 			return false;
 		put(it, 0x55);
-		put(it, 0x48), put(it, 0x89), put(it, 0xe5);
-		put(it, 0x48), put(it, 0x83), put(it, 0xec), put(it, 0x20);
-		put(it, (uint8_t)(0x48 | (reg & 8 ? 4 : 0))), put(it, 0x89), put(it, (uint8_t)(0x45 | (reg & 7) << 3)), put(it, 0xf8);
+		put_rex(it, 0x48), put(it, 0x89), put(it, 0xe5);
+		put_rex(it, 0x48), put(it, 0x83), put(it, 0xec), put(it, 0x20);
+		put_rex(it, 0x48 | (reg & 8 ? 4 : 0)), put(it, 0x89), put(it, (uint8_t)(0x45 | (reg & 7) << 3)), put(it, 0xf8);
 		put(it, 0xc9);
 		return true;
 	case 13: /* enter imm16, level; leave */
@@ -877,7 +988,7 @@ static bool gen_stack(struct asm_gen *g, struct asm_item *it)
 		reg = free_reg(g);
 		put(it, 0x9c);
 		put_reg_op(it, 0x58, reg);
-		put(it, (uint8_t)(0x48 | (reg & 8 ? 1 : 0))), put(it, 0x81), put(it, (uint8_t)(0xe0 | (reg & 7)));
+		put_rex(it, 0x48 | (reg & 8 ? 1 : 0)), put(it, 0x81), put(it, (uint8_t)(0xe0 | (reg & 7)));
 		put32(it, FL_STATUS | FL_DF);
 		return true;
 	}
@@ -906,7 +1017,7 @@ static bool gen_string(struct asm_gen *g, struct asm_item *it)
 	if (rep)
 		put(it, one_in(g, 3) ? 0xf2 : 0xf3);
 	if (one_in(g, 2))
-		put(it, 0x48);
+		put_rex(it, 0x48);
 	put(it, op);
 	if (down)
 		put(it, 0xfc);
@@ -921,7 +1032,7 @@ static bool gen_div(struct asm_gen *g, struct asm_item *it)
 	/* Make the dividend small, most of the time. */
 	if (!one_in(g, 4)) {
 		if (one_in(g, 2))
-			put(it, w ? 0x48 : 0x40), put(it, 0x99); /* cdq, cqo */
+			put_rex(it, w ? 0x48 : 0x40), put(it, 0x99); /* cdq, cqo */
 		else if (!((g->pointers | g->indexes | g->kept) >> RDX & 1))
 			put(it, 0x31), put(it, 0xd2);
 	}
@@ -931,7 +1042,7 @@ static bool gen_div(struct asm_gen *g, struct asm_item *it)
 		put(it, 0x66);
 	unsigned rex = operand_rex(&a, 0) | (w ? 8 : 0);
 	if (rex)
-		put(it, (uint8_t)(0x40 | rex));
+		put_rex(it, 0x40 | rex);
 	put(it, byte ? 0xf6 : 0xf7);
 	put_operand(it, &a, 6 | below(g, 2));
 	return accept(g, it, first, 0);
@@ -942,7 +1053,7 @@ static bool gen_smc(struct asm_gen *g, struct asm_item *it)
 {
 	unsigned reg = free_reg(g);
 
-	/* mov dword [rip + x], imm32; nops; mov reg, imm32 <- x */
+	/* mov dword [rip + x], imm32; nops; mov reg, imm32 <- x; in 32-bit code the address is absolute */
 	put(it, 0xc7), put(it, 0x05), put32(it, 0), put32(it, (uint32_t)rnd(g));
 	unsigned end = it->len;
 	for (unsigned k = below(g, 4); k; k--)
@@ -950,6 +1061,13 @@ static bool gen_smc(struct asm_gen *g, struct asm_item *it)
 	put_mov_imm32(it, reg, (uint32_t)rnd(g));
 	uint32_t rel = it->len - 4u - end;
 	memcpy(it->bytes + 2, &rel, 4);
+	if (it->compat) {
+		it->fix_abs = true;
+		it->fix_size = 4;
+		it->fix_off = 2;
+		it->fix_add = (int8_t)(it->len - 4);
+		it->target = (int16_t)(g->n - 1);
+	}
 	return true;
 }
 
@@ -959,7 +1077,7 @@ static bool gen_helped(struct asm_gen *g, struct asm_item *it)
 	uint16_t taken = g->pointers | g->indexes | g->kept;
 	unsigned reg = free_reg(g);
 
-	switch (below(g, 5)) {
+	switch (g->start.compat ? 1 : below(g, 5)) {
 	case 0:
 		if (!g->start.user || taken & (1u << RCX | 1u << R11))
 			return false;
@@ -982,7 +1100,7 @@ static bool gen_helped(struct asm_gen *g, struct asm_item *it)
 		return true;
 	default: /* lea reg, [pointer + disp]; wrfsbase or wrgsbase reg */
 		put_lea_pointer(g, it, reg, (int32_t)below(g, 0x200));
-		put(it, 0xf3), put(it, (uint8_t)(0x48 | (reg & 8 ? 1 : 0))), put(it, 0x0f), put(it, 0xae);
+		put(it, 0xf3), put_rex(it, 0x48 | (reg & 8 ? 1 : 0)), put(it, 0x0f), put(it, 0xae);
 		put(it, (uint8_t)(0xd0 | below(g, 2) << 3 | (reg & 7)));
 		return true;
 	}
@@ -1009,7 +1127,7 @@ static bool gen_kernel(struct asm_gen *g, struct asm_item *it)
 	case 2: /* swapgs; mov reg, gs:[disp]; swapgs */
 		putn(it, swapgs, 3);
 		if (!one_in(g, 3)) {
-			put(it, 0x65), put(it, (uint8_t)(0x48 | (reg & 8 ? 4 : 0))), put(it, 0x8b), put(it, (uint8_t)(0x04 | (reg & 7) << 3));
+			put(it, 0x65), put_rex(it, 0x48 | (reg & 8 ? 4 : 0)), put(it, 0x8b), put(it, (uint8_t)(0x04 | (reg & 7) << 3));
 			put(it, 0x25), put32(it, below(g, 64) * 8);
 		}
 		putn(it, swapgs, 3);
@@ -1040,10 +1158,10 @@ static bool gen_kernel(struct asm_gen *g, struct asm_item *it)
 		put(it, 0x9c);
 		put(it, 0x40 | (reg & 8 ? 1 : 0)), put(it, 0x8c), put(it, (uint8_t)(0xc8 | (reg & 7)));
 		put_reg_op(it, 0x50, reg);
-		put(it, (uint8_t)(0x48 | (reg & 8 ? 4 : 0))), put(it, 0x8d), put(it, (uint8_t)(0x05 | (reg & 7) << 3));
+		put_rex(it, 0x48 | (reg & 8 ? 4 : 0)), put(it, 0x8d), put(it, (uint8_t)(0x05 | (reg & 7) << 3));
 		put32(it, reg & 8 ? 4 : 3); /* past push reg; iretq */
 		put_reg_op(it, 0x50, reg);
-		put(it, 0x48), put(it, 0xcf);
+		put_rex(it, 0x48), put(it, 0xcf);
 		break;
 	}
 	case 7: /* clts; mov reg, cr0; and the like are the stepper's */
@@ -1104,7 +1222,7 @@ static bool gen_branch(struct asm_gen *g, struct asm_item *it, unsigned self, un
 	case 10: /* lea reg, label; mov [rsp - 64], reg; jmp [rsp - 64] */
 		it->flow = FLOW_JUMP;
 		put_lea_label(it, reg, target);
-		put(it, (uint8_t)(0x48 | (reg & 8 ? 4 : 0))), put(it, 0x89), put(it, (uint8_t)(0x44 | (reg & 7) << 3)), put(it, 0x24), put(it, 0xc0);
+		put_rex(it, 0x48 | (reg & 8 ? 4 : 0)), put(it, 0x89), put(it, (uint8_t)(0x44 | (reg & 7) << 3)), put(it, 0x24), put(it, 0xc0);
 		put(it, 0xff), put(it, 0x64), put(it, 0x24), put(it, 0xc0);
 		return true;
 	case 11 ... 12: /* back, while the counter lasts */
@@ -1116,7 +1234,7 @@ static bool gen_branch(struct asm_gen *g, struct asm_item *it, unsigned self, un
 			it->fix_size = 1;
 		} else {
 			/* sub counter, 1; jg back */
-			put(it, (uint8_t)(0x48 | (g->counter & 8 ? 1 : 0))), put(it, 0x83), put(it, (uint8_t)(0xe8 | (g->counter & 7))), put(it, 1);
+			put_rex(it, 0x48 | (g->counter & 8 ? 1 : 0)), put(it, 0x83), put(it, (uint8_t)(0xe8 | (g->counter & 7))), put(it, 1);
 			put(it, 0x0f), put(it, 0x8f), put32(it, 0);
 			it->fix_size = 4;
 		}
@@ -1133,7 +1251,7 @@ static bool gen_branch(struct asm_gen *g, struct asm_item *it, unsigned self, un
 			return true;
 		case 1:
 			put_lea_label(it, reg, target);
-			put(it, (uint8_t)(0x48 | (reg & 8 ? 4 : 0))), put(it, 0x89), put(it, (uint8_t)(0x44 | (reg & 7) << 3)), put(it, 0x24), put(it, 0xb0);
+			put_rex(it, 0x48 | (reg & 8 ? 4 : 0)), put(it, 0x89), put(it, (uint8_t)(0x44 | (reg & 7) << 3)), put(it, 0x24), put(it, 0xb0);
 			put(it, 0xff), put(it, 0x54), put(it, 0x24), put(it, 0xb0);
 			return true;
 		default:
@@ -1157,7 +1275,9 @@ static void random_item(struct asm_gen *g, unsigned features, bool function)
 		unsigned self = g->n, kind = below(g, 32);
 		struct asm_item *it = item_new(g);
 		bool ok;
-		if (kind < 12)
+		if (g->start.compat && one_in(g, 8))
+			ok = gen_32(g, it);
+		else if (kind < 12)
 			ok = gen_int(g, it);
 		else if (kind < 14)
 			ok = gen_bmi(g, it);
@@ -1204,7 +1324,18 @@ static void item_insert(struct asm_gen *g, unsigned i, const char *bytes, unsign
 	struct asm_item *it = &g->item[i];
 	memset(it, 0, sizeof(*it));
 	it->target = -1;
+	it->compat = g->start.compat;
 	putn(it, bytes, n);
+}
+
+/* 32-bit registers; the upper halves are not for 32-bit code to see, and processors may lose them: only between our own engines. */
+static void random_state_compat(struct asm_gen *g)
+{
+	bool upper = one_in(g, 4);
+
+	for (unsigned r = 0; r < 8; r++)
+		g->start.s.gpr[r] = (uint32_t)g->start.s.gpr[r] | (upper ? rnd(g) << 32 : 0);
+	g->start.upper = upper;
 }
 
 static void random_state(struct asm_gen *g, unsigned features)
@@ -1248,6 +1379,8 @@ static void random_state(struct asm_gen *g, unsigned features)
 		}
 		s->gpr[r] = v;
 	}
+	if (p->compat)
+		random_state_compat(g);
 	s->gpr[g->counter] = below(g, 12) + 1;
 	s->gpr[RSP] = base + ASM_STACK + 0x2000 + below(g, 0x200) * 8;
 	if (one_in(g, 6))
@@ -1292,17 +1425,22 @@ void asm_gen_program(struct asm_gen *g, uint64_t seed, unsigned size, unsigned f
 		for (int i = 0; i < 4; i++)
 			rnd(g);
 		/* Registers: three or four pointers, two indexes, one counter; the rest is free. */
+		bool compat = g->start.compat = features & ASM_GEN_COMPAT;
 		g->kept = 1u << RSP;
-		while (__builtin_popcount(g->pointers) < 4)
-			g->pointers |= (uint16_t)(1u << below(g, 16)) & ~g->kept;
-		while (__builtin_popcount(g->indexes) < 2)
-			g->indexes |= (uint16_t)(1u << below(g, 16)) & (uint16_t)~(g->kept | g->pointers);
+		while (__builtin_popcount(g->pointers) < (compat ? 2 : 4))
+			g->pointers |= (uint16_t)(1u << any_reg(g)) & ~g->kept;
+		while (__builtin_popcount(g->indexes) < (compat ? 1 : 2))
+			g->indexes |= (uint16_t)(1u << any_reg(g)) & (uint16_t)~(g->kept | g->pointers);
 		uint16_t taken = g->pointers | g->indexes | g->kept;
-		g->counter = one_in(g, 3) && !(taken >> RCX & 1) ? RCX : (uint8_t)pick_mask(g, (uint16_t)~taken);
+		g->counter = one_in(g, 3) && !(taken >> RCX & 1) ? RCX : (uint8_t)pick_mask(g, (uint16_t)(~taken & (compat ? 0xff : 0xffff)));
 		g->kept |= (uint16_t)(1u << g->counter);
 		struct asm_program *p = &g->start;
 		p->user = !(features & ASM_GEN_KERNEL) && !one_in(g, 3);
 		p->base = p->user || one_in(g, 3) ? below(g, 2) : below(g, ASM_BASES_GENERATED);
+		if (compat) {
+			p->user = true;
+			p->base = 0;
+		}
 		p->clean = one_in(g, 8);
 		p->fill = rnd(g) | 1;
 		/* Anywhere in the code pages; sometimes so that it goes over a page's end. */
@@ -1340,7 +1478,7 @@ void asm_gen_program(struct asm_gen *g, uint64_t seed, unsigned size, unsigned f
 				bool bad = false;
 				item_undefined(&g->item[i], before[i], ASM_ITEM_BYTES, &bad);
 				if (bad) {
-					item_insert(g, i, "\x48\x39\xe5", 3); /* cmp rbp, rsp */
+					item_insert(g, i, g->start.compat ? "\x39\xe5" : "\x48\x39\xe5", g->start.compat ? 2 : 3); /* cmp rbp, rsp */
 					break;
 				}
 			}
@@ -1357,7 +1495,7 @@ void asm_gen_print(const struct asm_gen *g, int fd)
 	struct asm_program p;
 	uint32_t at[ASM_ITEMS + 1];
 
-	dprintf(fd, "base %#llx, CPL %d%s\n", (unsigned long long)asm_base[g->start.base], g->start.user ? 3 : 0,
+	dprintf(fd, "base %#llx, CPL %d%s%s\n", (unsigned long long)asm_base[g->start.base], g->start.user ? 3 : 0, g->start.compat ? ", 32-bit" : "",
 		g->start.clean ? ", clean page tables" : "");
 	for (unsigned r = 0; r < 16; r++)
 		dprintf(fd, "%-4s%016llx%s", names[r], (unsigned long long)g->start.s.gpr[r], r % 4 == 3 ? "\n" : "  ");
@@ -1371,7 +1509,7 @@ void asm_gen_print(const struct asm_gen *g, int fd)
 	ZydisFormatter f;
 	ZydisDecoder d;
 	ZydisFormatterInit(&f, ZYDIS_FORMATTER_STYLE_INTEL);
-	ZydisDecoderInit(&d, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
+	decoder_init(&d, g->start.compat);
 	for (unsigned i = 0; i < g->n; i++)
 		for (uint32_t a = at[i]; a < at[i + 1];) {
 			ZydisDecodedInstruction in;

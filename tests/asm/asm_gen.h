@@ -32,6 +32,8 @@ struct asm_item {
 	uint32_t target_off;
 	bool kernel; /* only at CPL 0 */
 	bool alien;  /* means something else outside a machine */
+	bool compat; /* 32-bit code */
+	bool fix_abs; /* the field is the target's address, not relative */
 };
 
 struct asm_gen {
@@ -50,6 +52,7 @@ enum {
 	ASM_GEN_FPU = 1,     /* x87, SSE, AVX too */
 	ASM_GEN_WILD = 2,    /* more bad pointers */
 	ASM_GEN_KERNEL = 4,  /* CPL 0, with privileged instructions */
+	ASM_GEN_COMPAT = 8,  /* 32-bit code in compatibility mode */
 };
 void asm_gen_program(struct asm_gen *g, uint64_t seed, unsigned size, unsigned features);
 

@@ -1,10 +1,12 @@
 #include "asm_native.h"
 
+#include <asm/ldt.h>
 #include <errno.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/auxv.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <ucontext.h>
 #include <unistd.h>
 
@@ -13,6 +15,7 @@
 /* What a signal handler must find; there is one native program at a time. */
 static struct {
 	bool open, running;
+	bool compat; /* the kernel has segments for 32-bit code */
 	uint32_t last_start, last_len; /* where code was put */
 	uint8_t *window; /* code, data and stack windows of the memfd */
 	const struct asm_program *p;
@@ -51,6 +54,20 @@ static inline uint64_t rdgsbase(void)
 	uint64_t v;
 	__asm__ volatile("rdgsbase %0" : "=r"(v));
 	return v;
+}
+
+/* Segments for FS and GS of compatibility mode, in the process' LDT. */
+static bool set_ldt(unsigned sel, uint64_t base)
+{
+	struct user_desc d = { .entry_number = sel >> 3, .base_addr = (unsigned)base, .limit = 0xfffff, .seg_32bit = 1, .limit_in_pages = 1, .useable = 1 };
+
+	return syscall(SYS_modify_ldt, 0x11, &d, sizeof(d)) == 0;
+}
+
+/* Data segments as 32-bit code has them, and null as 64-bit code does; the bases of FS and GS are gone then. */
+__attribute__((optimize("no-stack-protector"))) static inline void load_segments(unsigned data, unsigned fs, unsigned gs)
+{
+	__asm__ volatile("mov %0, %%ds; mov %0, %%es; mov %1, %%fs; mov %2, %%gs" : : "r"(data), "r"(fs), "r"(gs) : "memory");
 }
 
 /* NT and ID, which a signal's return leaves as they are: the next program, and we, want them as they were. */
@@ -94,6 +111,8 @@ static void enter(ucontext_t *uc)
 		g[reg_of[i]] = (greg_t)p->s.gpr[i];
 	g[REG_RIP] = (greg_t)(asm_base[p->base] + p->start);
 	g[REG_EFL] = (greg_t)(p->s.rflags | FL_FIXED | FL_IF);
+	if (p->compat)
+		g[REG_CSGSFS] = (greg_t)(((uint64_t)g[REG_CSGSFS] & ~0xffffull) | ASM_SEL_CODE32);
 	uint8_t *fpu = (uint8_t *)uc->uc_mcontext.fpregs;
 	uint64_t bv = XCR0_SUPPORTED;
 	memcpy(fpu, p->s.xsave, 416);
@@ -102,23 +121,35 @@ static void enter(ucontext_t *uc)
 	native.running = true;
 }
 
+/* Back to the host: the program's FS and GS bases were these. */
+__attribute__((optimize("no-stack-protector"))) static void stop(ucontext_t *uc, enum asm_end end, uint64_t fs, uint64_t gs)
+{
+	if (native.p->compat)
+		load_segments(0, 0, 0);
+	wrfsbase(native.fs);
+	wrgsbase(native.gs);
+	leave(uc, end);
+	native.out->s.seg[SREG_FS].base = fs;
+	native.out->s.seg[SREG_GS].base = gs;
+}
+
 /* In: the UD2 of asm_native_run. Out: anything that the program raises. The thread pointer is the program's there. */
 __attribute__((optimize("no-stack-protector"))) static void handler(int sig, siginfo_t *info, void *context)
 {
 	uint64_t fs = rdfsbase(), gs = rdgsbase();
 
 	if (native.running) {
-		wrfsbase(native.fs);
-		wrgsbase(native.gs);
-		leave(context, ASM_FAULT);
-		native.out->s.seg[SREG_FS].base = fs;
-		native.out->s.seg[SREG_GS].base = gs;
+		stop(context, ASM_FAULT, fs, gs);
 		return;
 	}
 	if (native.p && sig == SIGILL) {
 		native.fs = fs;
 		native.gs = gs;
 		enter(context);
+		if (native.p->compat) {
+			load_segments(ASM_SEL_DATA, ASM_SEL_FS32, ASM_SEL_GS32);
+			return;
+		}
 		wrfsbase(native.p->s.seg[SREG_FS].base);
 		wrgsbase(native.p->s.seg[SREG_GS].base);
 		return;
@@ -131,17 +162,13 @@ __attribute__((optimize("no-stack-protector"))) static void handler(int sig, sig
 		signal(sig, SIG_DFL);
 }
 
-bool asm_native_expire(void *context)
+__attribute__((optimize("no-stack-protector"))) bool asm_native_expire(void *context)
 {
 	uint64_t fs = rdfsbase(), gs = rdgsbase();
 
 	if (!native.running)
 		return false;
-	wrfsbase(native.fs);
-	wrgsbase(native.gs);
-	leave(context, ASM_TIMEOUT);
-	native.out->s.seg[SREG_FS].base = fs;
-	native.out->s.seg[SREG_GS].base = gs;
+	stop(context, ASM_TIMEOUT, fs, gs);
 	return true;
 }
 
@@ -181,7 +208,13 @@ int asm_native_open(struct error *err)
 		}
 	close(fd);
 	native.open = true;
+	native.compat = set_ldt(ASM_SEL_FS32, 0) && set_ldt(ASM_SEL_GS32, 0);
 	return 0;
+}
+
+bool asm_native_compat(void)
+{
+	return native.compat;
 }
 
 void asm_native_close(void)
@@ -210,6 +243,10 @@ void asm_native_run(const struct asm_program *p, struct asm_result *out)
 		struct sigaction sa = { .sa_sigaction = handler, .sa_flags = SA_SIGINFO | SA_ONSTACK };
 		sigfillset(&sa.sa_mask);
 		sigaction(signals[i], &sa, &native.old[signals[i]]);
+	}
+	if (p->compat) {
+		set_ldt(ASM_SEL_FS32, p->s.seg[SREG_FS].base);
+		set_ldt(ASM_SEL_GS32, p->s.seg[SREG_GS].base);
 	}
 	__asm__ volatile("ud2" : : : "memory", "cc");
 	for (unsigned i = 0; i < sizeof(signals) / sizeof(signals[0]); i++)

@@ -15,4 +15,7 @@ void asm_native_run(const struct asm_program *p, struct asm_result *out);
 /* From a signal handler on the thread that runs: if the program is running, end it with ASM_TIMEOUT. */
 bool asm_native_expire(void *ucontext);
 
+/* Can 32-bit programs be run too? */
+bool asm_native_compat(void);
+
 #endif

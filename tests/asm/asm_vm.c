@@ -7,10 +7,10 @@
 #define RAM_SIZE (16u << 20)
 
 /* The last two are the kernel's: immediates sign-extend to one of them, the other needs 64 bits. */
-const uint64_t asm_base[ASM_BASES] = { 0x78000000, 0x2a3000000000, 0xffffffff81000000, 0xffff888040000000, 0x5555deadb000 };
+const uint64_t asm_base[ASM_BASES] = { 0x78000000, 0x2a3000000000, 0xffffffff81000000, 0xffff888040000000, 0x5555deadb000, 0xd99ab000 };
 
 /* Supervisor's pages, at the same gva and gpa. */
-enum { GDT = 0x1000, IDT = 0x2000, TSS = 0x3000, HANDLERS = 0x4000, SYSCALL_ENTRY = 0x4800, IST_PAGE = 0x8000, IST_TOP = 0x9000, TABLES = 0x100000 };
+enum { GDT = 0x1000, LDT = 0x1100, IDT = 0x2000, TSS = 0x3000, HANDLERS = 0x4000, SYSCALL_ENTRY = 0x4800, SYSENTER_ENTRY = 0x4810, IST_PAGE = 0x8000, IST_TOP = 0x9000, TABLES = 0x100000 };
 enum { SEL_KCODE = 0x10, SEL_KDATA = 0x18, SEL_UDATA = 0x2b, SEL_UCODE = 0x33, SEL_TSS = 0x40 };
 enum { PTE_P = 1, PTE_W = 2, PTE_U = 4, PTE_A = 0x20, PTE_D = 0x40, PTE_G = 0x100 };
 #define PTE_NX (1ull << 63)
@@ -103,7 +103,7 @@ static void map_program(struct asm_vm *m, unsigned base, bool clean)
 
 static void put_desc(struct asm_vm *m, unsigned sel, uint32_t base, uint32_t limit, uint16_t attr)
 {
-	put(m, GDT + (sel & ~7u), 8,
+	put(m, (sel & 4 ? LDT : GDT) + (sel & ~7u), 8,
 	    (limit & 0xffff) | (uint64_t)(base & 0xffffff) << 16 | (uint64_t)(attr & 0xff) << 40 | (uint64_t)(limit >> 16 & 0xf) << 48 |
 		    (uint64_t)(attr >> 12) << 52 | (uint64_t)(base >> 24) << 56);
 }
@@ -138,11 +138,13 @@ static void build(struct asm_vm *m)
 		put(m, handler, 8, 0xfdebf4); /* hlt; jmp to it */
 	}
 	put(m, SYSCALL_ENTRY, 8, 0x070f48); /* sysretq */
+	put(m, SYSENTER_ENTRY, 8, 0x350f); /* sysexit */
+	put_desc(m, ASM_SEL_CODE32, 0, 0xfffff, (ATTR_CODE & ~SEG_L) | SEG_DB | ATTR_USER);
 }
 
 /* --- running --- */
 
-static int on_exit(void *opaque, struct accel_exit *x)
+static int left(void *opaque, struct accel_exit *x)
 {
 	struct asm_vm *m = opaque;
 
@@ -192,7 +194,7 @@ int asm_vm_create(struct asm_vm *m, const char *name, const struct accel_ops *op
 		ram_destroy(&m->ram);
 		return r;
 	}
-	struct accel_vcpu_config vcpu = { .exit = on_exit, .opaque = m, .cpuid = &m->cpuid, .irq = { no_interrupt, no_vector, m } };
+	struct accel_vcpu_config vcpu = { .exit = left, .opaque = m, .cpuid = &m->cpuid, .irq = { no_interrupt, no_vector, m } };
 	r = ops->vcpu_create(&m->vcpu, m->vm, &vcpu, err);
 	if (r < 0) {
 		ops->vm_destroy(m->vm);
@@ -243,6 +245,20 @@ static void start_state(const struct asm_vm *m, const struct asm_program *p, str
 	s->seg[SREG_DS] = s->seg[SREG_ES] = s->seg[SREG_FS] = s->seg[SREG_GS] = (struct x86_seg){ 0 };
 	s->seg[SREG_FS].base = fs;
 	s->seg[SREG_GS].base = gs;
+	if (!p->compat)
+		return;
+	s->seg[SREG_LDTR] = (struct x86_seg){ .base = LDT, .limit = 0x0f, .sel = 0x38, .attr = SEG_P | 2 };
+	s->sysenter_cs = SEL_KCODE;
+	s->sysenter_eip = SYSENTER_ENTRY;
+	s->sysenter_esp = IST_TOP;
+	s->seg[SREG_CS].sel = ASM_SEL_CODE32;
+	s->seg[SREG_CS].attr = (ATTR_CODE & ~SEG_L) | SEG_DB | ATTR_USER;
+	struct x86_seg data = { .limit = ~0u, .sel = ASM_SEL_DATA, .attr = ATTR_DATA | ATTR_USER };
+	s->seg[SREG_DS] = s->seg[SREG_ES] = s->seg[SREG_FS] = s->seg[SREG_GS] = data;
+	s->seg[SREG_FS].base = fs;
+	s->seg[SREG_GS].base = gs;
+	s->seg[SREG_FS].sel = ASM_SEL_FS32;
+	s->seg[SREG_GS].sel = ASM_SEL_GS32;
 }
 
 /* The handler's state back to that of the instruction that faulted. */
@@ -280,6 +296,10 @@ void asm_vm_prepare(struct asm_vm *m, const struct asm_program *p, struct x86_st
 		ram_write(&m->ram, ASM_CODE_GPA + p->start, p->code, p->len);
 	m->last_start = p->start;
 	m->last_len = p->len;
+	if (p->compat) {
+		put_desc(m, ASM_SEL_FS32, (uint32_t)p->s.seg[SREG_FS].base, 0xfffff, ATTR_DATA | ATTR_USER);
+		put_desc(m, ASM_SEL_GS32, (uint32_t)p->s.seg[SREG_GS].base, 0xfffff, ATTR_DATA | ATTR_USER);
+	}
 	start_state(m, p, s);
 }
 

@@ -13,8 +13,17 @@
 #include "accel/accel.h"
 #include "base/error.h"
 #include "cpu/x86/cpuid.h"
+#include "cpu/x86/insn.h"
 #include "cpu/x86/state.h"
 #include "mem/ram.h"
+
+static inline enum x86_mode asm_mode(bool compat)
+{
+	return compat ? X86_MODE_32 : X86_MODE_64;
+}
+
+/* Selectors of compatibility mode, which are Linux's: code, data; and two in the LDT for FS and GS. */
+enum { ASM_SEL_CODE32 = 0x23, ASM_SEL_DATA = 0x2b, ASM_SEL_FS32 = 0x07, ASM_SEL_GS32 = 0x0f };
 
 /* Guest-virtual layout, as offsets from a base. */
 #define ASM_CODE 0x000000u
@@ -25,12 +34,13 @@
 #define ASM_STACK_PAGES 4
 #define ASM_SPAN 0x400000u
 
-/* Where the layout is mapped: the first two can be had natively too. All at once; a program is run at one of them. The last one is
+/* Where the layout is mapped: the first two can be had natively too. All at once; a program is run at one of them. The last two are
  * where programs made for ASM_BASE_MOVES are run once more: the translator copies what it has of them (accel/dbt/clone.c). */
-#define ASM_BASES 5
+#define ASM_BASES 6
 #define ASM_BASES_GENERATED 4
 #define ASM_BASE_MOVES 1
 #define ASM_BASE_MOVED 4
+#define ASM_BASE_MOVED32 5 /* the same for 32-bit programs, which are made for base 0 */
 extern const uint64_t asm_base[ASM_BASES];
 static inline bool asm_base_native(unsigned base)
 {
@@ -57,6 +67,8 @@ struct asm_program {
 	unsigned base;	  /* index into asm_base */
 	bool user, clean; /* at CPL 3; page tables start without accessed and dirty bits */
 	bool native;	  /* means the same outside a machine */
+	bool compat;	  /* 32-bit code; upper: registers have upper halves nevertheless */
+	bool upper;
 	uint32_t start;	  /* of the code, offset from the base */
 	unsigned len;
 	uint8_t code[ASM_PROGRAM_MAX];

@@ -61,9 +61,9 @@ def run(*args, timeout=30, stdin=subprocess.DEVNULL, env=None, cwd=None):
     return Result(process.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
 
 
-def boot_args(accel, append, cpus=1, memory="512M", flavour="cloud", no_reboot=True):
+def boot_args(accel, append, cpus=1, memory="512M", flavour="cloud", no_reboot=True, initrd=INITRD):
     args = ["run", "--accel", accel, "--cpus", str(cpus), "--memory", memory, "--kernel", kernel(flavour),
-            "--initrd", INITRD, "--append", f"{CONSOLE} {append}"]
+            "--initrd", initrd, "--append", f"{CONSOLE} {append}"]
     return args + (["--no-reboot"] if no_reboot else [])
 
 

@@ -74,6 +74,16 @@ def test_doctor(any_accel):
     assert re.search(r"^--accel auto takes \w+: ", result.out, re.M), result
 
 
+@pytest.mark.parametrize("library, option", [("libnbd.so.0", ["--disk", "nbd://127.0.0.1:1/x"]), ("libslirp.so.0", ["--net", "user"])])
+def test_library_missing(tmp_path, any_accel, library, option):
+    # Found first, and no library: as good as none.
+    (tmp_path / library).write_text("")
+    hello = os.path.join(os.path.dirname(TRAPLINE), "tests", "guest", "hello.elf")
+    result = run("run", "--accel", any_accel, "--kernel", hello, "--serial", "none", *option, env={"LD_LIBRARY_PATH": str(tmp_path)})
+    refused(result, f"{option[0]}")
+    assert f"the library {library} cannot be loaded" in result.err and "Debian: lib" in result.err, result
+
+
 def test_auto_says_what_it_takes_and_why(any_accel):
     hello = os.path.join(os.path.dirname(TRAPLINE), "tests", "guest", "hello.elf")
     result = run("run", "--kernel", hello, "--serial", "none")

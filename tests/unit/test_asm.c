@@ -186,6 +186,15 @@ static void test_generated(void **state)
 		assert_true(asm_diff_seed(&diff, seed));
 }
 
+/* The same in compatibility mode. */
+static void test_generated_32_bit(void **state)
+{
+	(void)state;
+	own_signals();
+	for (uint64_t seed = 1; seed <= 400; seed++)
+		assert_true(asm_diff_seed(&diff, ASM_SEED_COMPAT | seed));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -198,6 +207,7 @@ int main(void)
 		cmocka_unit_test(test_new_code_behind_indirect_jump_keeps_flags),
 		cmocka_unit_test(test_run_after_shutdown),
 		cmocka_unit_test(test_generated),
+		cmocka_unit_test(test_generated_32_bit),
 	};
 	return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -100,6 +100,30 @@ static void test_nx_smep(void **state)
 	assert_int_equal(walk(m, 0x5000, MMU_READ, true, &r), PF_P | PF_RSVD | PF_U);
 }
 
+/* SDM 3A 4.6.1: user pages are the supervisor's only with AC, and never for implicit accesses. */
+static void test_smap(void **state)
+{
+	struct machine *m = *state;
+	struct mmu_result r;
+
+	put(m, L1 + 5 * 8, 8, 0x7000 | P | W | U);
+	put(m, L1 + 6 * 8, 8, 0x8000 | P | W);
+	m->s.cr4 |= CR4_SMAP;
+	assert_int_equal(walk(m, 0x5000, MMU_READ, false, &r), PF_P);
+	assert_int_equal(walk(m, 0x5000, MMU_WRITE, false, &r), PF_P | PF_W);
+	assert_int_equal(get(m, L1 + 5 * 8, 8), 0x7000 | P | W | U); /* neither A nor D */
+	assert_int_equal(walk(m, 0x5000, MMU_WRITE, true, &r), -1);
+	assert_int_equal(walk(m, 0x5000, MMU_EXEC, false, &r), -1); /* SMEP's business */
+	assert_int_equal(walk(m, 0x6000, MMU_WRITE | MMU_IMPLICIT, false, &r), -1);
+	m->s.rflags |= FL_AC;
+	assert_int_equal(walk(m, 0x5000, MMU_WRITE, false, &r), -1);
+	assert_int_equal(walk(m, 0x5000, MMU_READ | MMU_IMPLICIT, false, &r), PF_P);
+	assert_int_equal(walk(m, 0x5000, MMU_WRITE | MMU_IMPLICIT, false, &r), PF_P | PF_W);
+	m->s.cr4 &= ~CR4_SMAP;
+	m->s.rflags &= ~(uint64_t)FL_AC;
+	assert_int_equal(walk(m, 0x5000, MMU_WRITE | MMU_IMPLICIT, false, &r), -1);
+}
+
 static void test_large_pages_and_reserved_bits(void **state)
 {
 	struct machine *m = *state;
@@ -184,6 +208,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_refused_access_sets_nothing, setup_4level, teardown),
 		cmocka_unit_test_setup_teardown(test_write_protect, setup_4level, teardown),
 		cmocka_unit_test_setup_teardown(test_nx_smep, setup_4level, teardown),
+		cmocka_unit_test_setup_teardown(test_smap, setup_4level, teardown),
 		cmocka_unit_test_setup_teardown(test_large_pages_and_reserved_bits, setup_4level, teardown),
 		cmocka_unit_test_setup_teardown(test_pae, setup_4level, teardown),
 		cmocka_unit_test_setup_teardown(test_32bit, setup_4level, teardown),

@@ -81,7 +81,7 @@ static void test_cr3_cr4_pcid(void **state)
 	struct machine *m = *state;
 	assert_fault(m, emu_set_cr3(&m->e, 1ull << 63), VEC_GP, 0);
 	assert_fault(m, emu_set_cr3(&m->e, 1ull << X86_PHYS_BITS), VEC_GP, 0);
-	assert_fault(m, emu_set_cr4(&m->e, CR4_PAE | CR4_SMAP), VEC_GP, 0);
+	assert_fault(m, emu_set_cr4(&m->e, CR4_PAE | CR4_LA57), VEC_GP, 0);
 	assert_fault(m, emu_set_cr4(&m->e, CR4_PAE | CR4_VME), VEC_GP, 0);
 	m->s.cr3 |= 5;
 	assert_fault(m, emu_set_cr4(&m->e, CR4_PAE | CR4_PCIDE), VEC_GP, 0);

@@ -140,6 +140,7 @@ static void test_save(const uint8_t *insn)
 		skip();
 	struct machine *m = machine(all);
 	struct areas *a = aligned_alloc(64, sizeof(*a));
+	memset(a, 0, sizeof(*a)); /* headers have reserved fields */
 	for (int i = 0; i < ROUNDS; i++) {
 		uint64_t used = rnd() & all, rfbm = rnd() & all;
 		fill(a->state, used);
@@ -180,6 +181,7 @@ static void test_xrstor(void **state)
 		skip();
 	struct machine *m = machine(all);
 	struct areas *a = aligned_alloc(64, sizeof(*a));
+	memset(a, 0, sizeof(*a)); /* headers have reserved fields */
 	for (int i = 0; i < ROUNDS; i++) {
 		uint64_t used = rnd() & all, saved = rnd() & all, rfbm = rnd() & all, kept = rnd() & all;
 		/* What is loaded, in both formats. */

@@ -39,6 +39,7 @@ enum insn_class {
 	/* From here on: ends the block. */
 	CLS_LAST,
 	CLS_STEP = CLS_LAST, /* for the stepper */
+	CLS_AC,	       /* STAC, CLAC: on in another mode */
 	CLS_JMP,
 	CLS_JMP_IND,
 	CLS_JRCXZ,
@@ -50,6 +51,7 @@ enum insn_class {
 	CLS_SYSRET,
 	CLS_SYSRET32,  /* to compatibility mode */
 	CLS_SYSENTER,
+	CLS_INT,       /* INT n of user code */
 	CLS_IRET,
 	CLS_WRITE_CR3,
 	CLS_INVLPG,

@@ -358,7 +358,7 @@ void dbt_page_protect(struct dbt_vm *vm, struct dbt_vcpu *self, uint64_t page)
 		struct dbt_vcpu *v = vm->vcpu[n];
 		if (!v)
 			continue;
-		for (int u = 0; u < 2; u++)
+		for (unsigned u = 0; u < TLB_CLASSES; u++)
 			for (unsigned i = 0; i < TLB_SIZE; i++)
 				if (v->tlb[u][i].hpage == hpage)
 					__atomic_store_n(&v->tlb[u][i].nwrite, tlb_none(i), __ATOMIC_RELAXED);

@@ -33,6 +33,7 @@
 
 #define PAGE_SIZE 4096ull
 #define PAGE_MASK (~(PAGE_SIZE - 1))
+#define STACK_NONE (1ull << 63) /* a stack window far from every canonical address: no check passes */
 
 /* Roles of host registers. */
 enum { T1 = H_R8, T2 = H_R9, GRP = H_R10, STK = H_R11, GSP = H_R15 };
@@ -49,7 +50,9 @@ enum {
 	MODE_FS32 = 1 << 9,
 	MODE_GS32 = 1 << 10,
 	MODE_SEGS = MODE_FS32 | MODE_GS32,
-	MODE_VIEW = MODE_USER | MODE_FPU | MODE_TSD | MODE_FSGS | MODE_COMPAT | MODE_SEGS, /* the part that a token stands for */
+	MODE_SMAP = 1 << 11,   /* supervisor with CR4.SMAP */
+	MODE_OPEN = 1 << 12,   /* and EFLAGS.AC, between STAC and CLAC: the TLB that has user pages too */
+	MODE_VIEW = MODE_USER | MODE_SMAP | MODE_FPU | MODE_TSD | MODE_FSGS | MODE_COMPAT | MODE_SEGS, /* the part that a token stands for */
 };
 
 /* Classes of code: what may jump where it was told without being asked. Tokens of all are valid at the same time, so no class may find
@@ -78,6 +81,9 @@ static inline uint64_t tlb_none(unsigned index)
 {
 	return -((uint64_t)(index ^ 1) << 12);
 }
+
+/* Whose the first level's entries are. Without SMAP the supervisor's has user pages, and the open one is not used. */
+enum { TLB_SUPERVISOR, TLB_USER, TLB_OPEN, TLB_CLASSES };
 
 /* Second level: PCID-tagged, in C. */
 #define TLB2_SETS 1024
@@ -151,13 +157,14 @@ struct dbt_vcpu {
 	uint64_t pext_63, pext_31, pext_no_df;
 	struct dbt_vcpu *self;
 
-	struct tlb_entry tlb[2][TLB_SIZE]; /* 0 supervisor, 1 user */
+	struct tlb_entry tlb[TLB_CLASSES][TLB_SIZE];
 	uint32_t token[TOKEN_SLOTS];
 	uint32_t icache[CLASSES][ICACHE_SIZE]; /* low 16 bits of a target -> RX address that checks it */
 
 	/* --- not used by generated code --- */
-	uint16_t fill_list[2][TLB_SIZE]; /* entries filled from non-global pages */
-	unsigned fill_count[2];
+	uint16_t fill_list[TLB_CLASSES][TLB_SIZE]; /* entries filled from non-global pages */
+	unsigned fill_count[TLB_CLASSES];
+	unsigned classes; /* in use: all with CR4.SMAP */
 	uint16_t token_list[TOKEN_SLOTS];
 	unsigned token_count;
 	struct tlb2_entry tlb2[TLB2_SETS][TLB2_WAYS];
@@ -300,7 +307,7 @@ struct dbt_vm {
 		uint32_t pc;		/* exits: T1 = guest pc, DBT_EXIT_PC */
 		uint32_t poll, token;	/* exits with exit_arg = block */
 		uint32_t fill_single, fill_group, fill_stack; /* call these; see softmmu.c */
-		uint32_t string, syscall, sysret, sysret32, sysenter, iret;
+		uint32_t string, syscall, sysret, sysret32, sysenter, soft_int, iret;
 		uint32_t popf, write_base[2], cpuid, invlpg, write_cr3, xstate[4];
 	} stub;
 
@@ -405,7 +412,14 @@ static inline unsigned dbt_token_group(uint64_t va)
 int dbt_emu_translate(void *opaque, uint64_t gva, enum mmu_access access, bool user, struct emu_page *out,
 		      uint32_t *error);
 /* Fill for one access of `size` bytes: 0 if the inline check will pass now, -1 if it cannot (fault, device, page crossing, code page). */
-int dbt_fill(struct dbt_vcpu *v, uint64_t gva, unsigned size, bool write, bool user);
+int dbt_fill(struct dbt_vcpu *v, uint64_t gva, unsigned size, bool write, unsigned class);
+/* The class of what code of the current privilege accesses. */
+static inline unsigned dbt_tlb_class(const struct dbt_vcpu *v)
+{
+	if (v->s.cpl == 3)
+		return TLB_USER;
+	return v->s.rflags & FL_AC && v->s.cr4 & CR4_SMAP ? TLB_OPEN : TLB_SUPERVISOR;
+}
 /* Their second argument: bits 0-7 size and bits 16.. instruction index for single accesses, bits 16.. length for merged ones. */
 enum { FILL_WRITE = 0x100, FILL_REFUSE = 0x200 /* forced mode: do as if it could not be filled */ };
 uint64_t dbt_help_fill_single(struct dbt_vcpu *v, uint64_t gva, uint64_t what, uint64_t ret);
@@ -418,6 +432,8 @@ uint64_t dbt_help_syscall(struct dbt_vcpu *v, uint64_t next, uint64_t unused, ui
 uint64_t dbt_help_sysret(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint64_t ret);
 uint64_t dbt_help_sysret32(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint64_t ret);
 uint64_t dbt_help_sysenter(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint64_t ret);
+/* INT n, two bytes long. */
+uint64_t dbt_help_int(struct dbt_vcpu *v, uint64_t next, uint64_t vector, uint64_t ret);
 uint64_t dbt_help_iret(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint64_t ret);
 uint64_t dbt_help_popf(struct dbt_vcpu *v, uint64_t next, uint64_t pc, uint64_t ret);
 uint64_t dbt_help_write_fs(struct dbt_vcpu *v, uint64_t value, uint64_t pc, uint64_t ret);
@@ -438,6 +454,29 @@ uint64_t dbt_help_xrstor(struct dbt_vcpu *v, uint64_t gva, uint64_t pc, uint64_t
 static inline uint64_t dbt_shadow_top(const struct dbt_vcpu *v, int user)
 {
 	return (uint64_t)(uintptr_t)v->shadow_base + (user ? 2 : 1) * (PAGE_SIZE + SHADOW_SIZE) - 64;
+}
+
+/* Of the user's stack: 64-bit and 32-bit code share it, and neither may return to the other's landings. (dispatch.c, light) */
+void dbt_shadow_share(struct dbt_vcpu *v, enum dbt_class class);
+/* Empty the stacks that a flush made stale. (dispatch.c, light) */
+void dbt_shadow_empty(struct dbt_vcpu *v);
+
+/* Make shadow_rsp the private stack of this class, which runs next. */
+static inline void dbt_shadow_select(struct dbt_vcpu *v, enum dbt_class class)
+{
+	if (v->shadow_class != class) {
+		if ((v->shadow_class != CLASS_SUPERVISOR) != (class != CLASS_SUPERVISOR)) {
+			uint64_t t = v->shadow_rsp;
+			v->shadow_rsp = v->shadow_other;
+			v->shadow_other = t;
+		}
+		v->shadow_class = (uint8_t)class;
+		v->stack_ntag = STACK_NONE;
+		if (class != CLASS_SUPERVISOR && __builtin_expect(v->user_class != class, 0))
+			dbt_shadow_share(v, class);
+	}
+	if (__builtin_expect(v->shadow_reset[0] | v->shadow_reset[1], 0))
+		dbt_shadow_empty(v);
 }
 
 /* --- signal.c --- */
@@ -476,9 +515,17 @@ bool dbt_page_breaks(const struct dbt_vcpu *v, uint64_t page);
 /* accel_ops.vcpu_run: until the exit handler returns non-zero, which is returned. */
 int dbt_run(struct dbt_vcpu *v);
 uint32_t dbt_mode(const struct dbt_vcpu *v);
+/* MODE_COMPAT and MODE_SEGS bits. (light) */
+uint32_t dbt_compat_mode(const struct x86_state *s);
+/* The mode of code of this class, with these bits from the control registers. */
+static inline uint32_t dbt_class_mode(const struct dbt_vcpu *v, uint32_t view, enum dbt_class class)
+{
+	if (class == CLASS_SUPERVISOR)
+		return (view & ~(uint32_t)MODE_TSD) | (__builtin_expect(v->s.rflags & FL_AC && view & MODE_SMAP, 0) ? MODE_OPEN : 0);
+	uint32_t mode = (view & ~(uint32_t)MODE_SMAP) | MODE_USER;
+	return class == CLASS_USER ? mode : mode | dbt_compat_mode(&v->s);
+}
 /* Not 64-bit code: does it run in compatibility mode with flat segments, at CPL 3? (light) */
 bool dbt_flat_compat(const struct x86_state *s);
-/* Make shadow_rsp the private stack of the current privilege class, and empty those that a flush made stale. (light) */
-void dbt_shadow_select(struct dbt_vcpu *v);
 
 #endif

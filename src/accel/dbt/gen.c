@@ -183,6 +183,10 @@ static void gen_insn(struct gen *g, unsigned i)
 	case CLS_STEP:
 		gen_step(g, i);
 		break;
+	case CLS_AC:
+		gen_ac(g);
+		e_link(g, 0xe9, -1, bi->next, mode ^ MODE_OPEN, bi->pc, i);
+		break;
 	case CLS_JMP:
 		e_link(g, 0xe9, -1, branch_target(bi), mode, bi->pc, i);
 		break;
@@ -213,6 +217,10 @@ static void gen_insn(struct gen *g, unsigned i)
 		break;
 	case CLS_SYSENTER:
 		gen_transfer(g, g->vm->stub.sysenter, bi->pc);
+		break;
+	case CLS_INT:
+		e_mov_imm(&g->c, T2, (uint8_t)bi->in.imm);
+		gen_transfer(g, g->vm->stub.soft_int, bi->next);
 		break;
 	case CLS_IRET:
 		gen_transfer(g, g->vm->stub.iret, bi->pc);
@@ -378,7 +386,8 @@ int dbt_generate(struct block *b, uint32_t tb)
 	g->c = (struct code){ .p = vm->rw + vm->code_used, .end = vm->rw + vm->code_size, .rx_delta = vm->rx - vm->rw,
 			      .movable = dbt_can_move(vm, b->pc, b->mode), .reloc = reloc };
 	t->link0 = vm->nlink;
-	g->tlb_off = (uint32_t)(OFF(tlb) + (b->mode & MODE_USER ? sizeof(struct tlb_entry) * TLB_SIZE : 0));
+	unsigned class = b->mode & MODE_USER ? TLB_USER : b->mode & MODE_OPEN ? TLB_OPEN : TLB_SUPERVISOR;
+	g->tlb_off = (uint32_t)(OFF(tlb) + class * sizeof(struct tlb_entry) * TLB_SIZE);
 	g->tlb_mask = dbt_tlb_index(vm, UINT64_MAX) << 5;
 	g->word = mode_word(b->mode);
 	g->w = g->word == 8;

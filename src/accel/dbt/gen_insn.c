@@ -15,6 +15,18 @@ static bool in_mem(const struct mem *m, int reg)
 	return m->base == reg || m->index == reg;
 }
 
+/* VZEROUPPER and VZEROALL of 32-bit code leave registers 8 to 15 alone (SDM 2D): vmovaps xmm, xmm; vpxor xmm, xmm, xmm. */
+static void gen_vzero32(struct gen *g, bool all)
+{
+	struct code *c = &g->c;
+	for (unsigned r = 0; r < 8; r++) {
+		e8(c, 0xc5);
+		e8(c, (uint8_t)(all ? 0x80 | (~r & 15) << 3 | 1 : 0xf8));
+		e8(c, all ? 0xef : 0x28);
+		e8(c, (uint8_t)(0xc0 | r << 3 | r));
+	}
+}
+
 void gen_plain(struct gen *g, unsigned i)
 {
 	struct code *c = &g->c;
@@ -23,6 +35,10 @@ void gen_plain(struct gen *g, unsigned i)
 	struct mem op = { .base = -1, .index = -1 };
 	unsigned high = x86_high_byte(&in);
 
+	if (!g->w && (in.mnemonic == ZYDIS_MNEMONIC_VZEROUPPER || in.mnemonic == ZYDIS_MNEMONIC_VZEROALL)) {
+		gen_vzero32(g, in.mnemonic == ZYDIS_MNEMONIC_VZEROALL);
+		return;
+	}
 	if (in.has_mem) {
 		if (high && (in.mnemonic == ZYDIS_MNEMONIC_CMPXCHG || in.mnemonic == ZYDIS_MNEMONIC_XADD)) {
 			gen_step(g, i);

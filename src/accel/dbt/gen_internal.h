@@ -91,6 +91,7 @@ void gen_pause(struct gen *g, unsigned i);
 void gen_from_sreg(struct gen *g, unsigned i);
 void gen_read_cr(struct gen *g, unsigned i);
 void gen_cld(struct gen *g);
+void gen_ac(struct gen *g);
 void gen_cpuid(struct gen *g, unsigned i);
 void gen_xstate(struct gen *g, unsigned i);
 void gen_popf(struct gen *g, unsigned i);

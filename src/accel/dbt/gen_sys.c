@@ -118,6 +118,15 @@ void gen_cld(struct gen *g)
 	e_store(c, mem_gs(OFF(s.rflags)), T1);
 }
 
+/* STAC or CLAC that changes EFLAGS.AC: the mode says what it is. */
+void gen_ac(struct gen *g)
+{
+	struct code *c = &g->c;
+	e_load(c, T1, mem_gs(OFF(s.rflags)));
+	e_lea(c, T1, mem_b(T1, g->b->mode & MODE_OPEN ? -FL_AC : FL_AC));
+	e_store(c, mem_gs(OFF(s.rflags)), T1);
+}
+
 /* Call a helper with T1 = value of a register (zero-extended from 32 bits if not `w`), T2 = pc. */
 static void gen_call_reg(struct gen *g, uint32_t stub, int gpr, bool w, uint64_t pc)
 {

@@ -19,11 +19,11 @@ static uint64_t leave_step(struct dbt_vcpu *v, uint64_t pc)
 }
 
 /* Host address of a guest byte for a read or write that stays in its page, or NULL if the inline check would not pass. */
-static uint8_t *access_page(struct dbt_vcpu *v, uint64_t gva, bool write, bool user)
+static uint8_t *access_page(struct dbt_vcpu *v, uint64_t gva, bool write, unsigned class)
 {
-	struct tlb_entry *e = &v->tlb[user][dbt_tlb_index(v->vm, gva)];
+	struct tlb_entry *e = &v->tlb[class][dbt_tlb_index(v->vm, gva)];
 	uint64_t npage = -(gva & PAGE_MASK);
-	if ((write ? e->nwrite : e->nread) != npage && dbt_fill(v, gva, 1, write, user) < 0)
+	if ((write ? e->nwrite : e->nread) != npage && dbt_fill(v, gva, 1, write, class) < 0)
 		return NULL;
 	return e->hpage + (gva & (PAGE_SIZE - 1));
 }
@@ -74,7 +74,8 @@ uint64_t dbt_help_string(struct dbt_vcpu *v, uint64_t what, uint64_t pc, uint64_
 {
 	(void)ret;
 	uint8_t op = (uint8_t)what & 0xfe;
-	bool rep = what & 0xff00, user = v->s.cpl == 3;
+	bool rep = what & 0xff00;
+	unsigned class = dbt_tlb_class(v);
 	unsigned size = (unsigned)(what >> 16);
 	/* In compatibility mode registers have 32 bits; a run ends with its page, so none wraps in the middle. */
 	uint64_t mask = __builtin_expect(x86_code64(&v->s), 1) ? UINT64_MAX : UINT32_MAX;
@@ -95,9 +96,9 @@ uint64_t dbt_help_string(struct dbt_vcpu *v, uint64_t what, uint64_t pc, uint64_
 		}
 		if (!run)
 			return leave_step(v, pc);
-		if (op != 0xaa && !(src = access_page(v, rsi, false, user)))
+		if (op != 0xaa && !(src = access_page(v, rsi, false, class)))
 			return leave_step(v, pc);
-		if (op != 0xac && !(dst = access_page(v, rdi, true, user)))
+		if (op != 0xac && !(dst = access_page(v, rdi, true, class)))
 			return leave_step(v, pc);
 		/* The second fill may have evicted the first entry, not its page. */
 		uint64_t bytes = run * size;
@@ -149,15 +150,16 @@ static bool compat_ready(const struct dbt_vcpu *v, uint32_t mode)
 }
 
 /* Go on at guest `pc` in the state just set up: straight to its block if that is known, else through the dispatcher. */
-static uint64_t transfer(struct dbt_vcpu *v, uint64_t pc)
+static inline uint64_t transfer(struct dbt_vcpu *v, uint64_t pc, enum dbt_class class)
 {
 	/* The return address of the helper's call is on the old private stack, and will be dropped from the new one. */
 	v->shadow_rsp += 8;
-	dbt_shadow_select(v);
+	dbt_shadow_select(v, class);
 	v->shadow_rsp -= 8;
 	const struct jump_cache *j = &v->jump_cache[JUMP_HASH(pc)];
-	if (!(v->vm->debug & ACCEL_DEBUG_NO_CHAIN) && j->pc == pc && j->mode == dbt_mode(v) && !dbt_flags_step(&v->s) &&
-	    !(v->iflag && v->irq_waiting) && (__builtin_expect(!(j->mode & MODE_COMPAT), 1) || compat_ready(v, j->mode)))
+	/* Control registers are as they were when the dispatcher last looked: only the stepper changes them. */
+	if (j->pc == pc && j->mode == dbt_class_mode(v, v->view_mode, class) && !(v->vm->debug & ACCEL_DEBUG_NO_CHAIN) && !dbt_flags_step(&v->s) &&
+	    !(v->iflag && v->irq_waiting) && (class != CLASS_COMPAT || compat_ready(v, j->mode)))
 		return j->at;
 	v->exit_pc = pc;
 	v->exit_reason = DBT_EXIT_PC;
@@ -199,7 +201,7 @@ uint64_t dbt_help_syscall(struct dbt_vcpu *v, uint64_t next, uint64_t unused, ui
 	set_flags(v, flags & ~v->s.sfmask);
 	uint16_t cs = (uint16_t)(v->s.star >> 32) & 0xfffc;
 	flat_cs_ss(v, cs, (uint16_t)(cs + 8), 0, true);
-	return transfer(v, v->s.lstar);
+	return transfer(v, v->s.lstar, CLASS_SUPERVISOR);
 }
 
 uint64_t dbt_help_sysret(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint64_t ret)
@@ -212,7 +214,7 @@ uint64_t dbt_help_sysret(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint6
 	set_flags(v, v->s.gpr[R11] & 0x3c7fd7);
 	uint16_t base = (uint16_t)(v->s.star >> 48);
 	flat_cs_ss(v, (uint16_t)(base + 16) | 3, (uint16_t)(base + 8) | 3, 3, true);
-	return transfer(v, target);
+	return transfer(v, target, CLASS_USER);
 }
 
 uint64_t dbt_help_sysret32(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint64_t ret)
@@ -225,7 +227,7 @@ uint64_t dbt_help_sysret32(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uin
 	uint32_t target = (uint32_t)v->s.gpr[RCX];
 	uint16_t base = (uint16_t)(v->s.star >> 48);
 	flat_cs_ss(v, base | 3, (uint16_t)(base + 8) | 3, 3, false);
-	return transfer(v, target);
+	return transfer(v, target, CLASS_COMPAT);
 }
 
 /* From compatibility mode into the 64-bit kernel (SDM 2B SYSENTER). */
@@ -240,7 +242,7 @@ uint64_t dbt_help_sysenter(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uin
 	v->s.rflags &= ~(uint64_t)FL_VM;
 	v->s.gpr[RSP] = v->s.sysenter_esp;
 	flat_cs_ss(v, cs, (uint16_t)(cs + 8), 0, true);
-	return transfer(v, v->s.sysenter_eip);
+	return transfer(v, v->s.sysenter_eip, CLASS_SUPERVISOR);
 }
 
 /* A plain descriptor from the GDT for IRET: present, accessed, of this privilege, 64-bit or (at CPL 3) 32-bit code, or writable data. Anything else: false,
@@ -250,7 +252,7 @@ static bool load_plain(struct dbt_vcpu *v, uint16_t sel, bool code, unsigned cpl
 	uint64_t at = v->s.gdt.base + (sel & ~7u);
 	if ((sel & 4) || (sel & ~7u) == 0 || (sel | 7u) > v->s.gdt.limit || (at & (PAGE_SIZE - 1)) > PAGE_SIZE - 8)
 		return false;
-	const uint8_t *p = access_page(v, at, false, false);
+	const uint8_t *p = access_page(v, at, false, TLB_SUPERVISOR);
 	if (!p)
 		return false;
 	uint64_t d = unaligned_load64(p);
@@ -267,6 +269,50 @@ static bool load_plain(struct dbt_vcpu *v, uint16_t sel, bool code, unsigned cpl
 	return true;
 }
 
+/* Eight bytes of a table of the processor's, or NULL if they cannot simply be read. */
+static const uint8_t *system_word(struct dbt_vcpu *v, uint64_t gva)
+{
+	return (gva & (PAGE_SIZE - 1)) > PAGE_SIZE - 8 ? NULL : access_page(v, gva, false, false);
+}
+
+/* INT n from user mode into 64-bit code at CPL 0, on the stack of the TSS (SDM 3A 6.14). Whatever is unusual is the stepper's. */
+uint64_t dbt_help_int(struct dbt_vcpu *v, uint64_t next, uint64_t vector, uint64_t ret)
+{
+	(void)ret;
+	uint64_t pc = next - 2, at = v->s.idt.base + vector * 16;
+	const struct x86_seg *tr = &v->s.seg[SREG_TR];
+	if (vector * 16 + 15 > v->s.idt.limit || tr->limit < 11)
+		return leave_step(v, pc);
+	const uint8_t *p = system_word(v, at), *q = system_word(v, at + 8), *t = system_word(v, tr->base + 4);
+	if (!p || !q || !t)
+		return leave_step(v, pc);
+	uint64_t gate = unaligned_load64(p), rsp = unaligned_load64(t) & ~15ull;
+	uint64_t entry = (gate & 0xffff) | (gate >> 48) << 16 | unaligned_load64(q) << 32;
+	unsigned type = gate >> 40 & 0xff, ist = gate >> 32 & 7;
+	struct x86_seg cs;
+	if ((type & ~1u) != (SEG_P | 3 << SEG_DPL_SHIFT | DESC_INT32) || ist || !x86_canonical(entry) ||
+	    !load_plain(v, (uint16_t)(gate >> 16) & 0xfffc, true, 0, &cs))
+		return leave_step(v, pc);
+	uint64_t top = rsp - 40;
+	if ((top & (PAGE_SIZE - 1)) > PAGE_SIZE - 40 || !x86_canonical(top))
+		return leave_step(v, pc);
+	unaligned_u64 *f = (unaligned_u64 *)(void *)access_page(v, top, true, false);
+	if (!f)
+		return leave_step(v, pc);
+	uint64_t flags = whole_flags(v);
+	f[0] = next;
+	f[1] = v->s.seg[SREG_CS].sel;
+	f[2] = flags;
+	f[3] = v->s.gpr[RSP];
+	f[4] = v->s.seg[SREG_SS].sel;
+	v->s.seg[SREG_CS] = cs;
+	v->s.seg[SREG_SS] = seg_null_ss(0);
+	v->s.cpl = 0;
+	v->s.gpr[RSP] = top;
+	set_flags(v, flags & ~(uint64_t)(FL_TF | FL_NT | FL_RF | FL_VM | (type & 1 ? 0 : FL_IF)));
+	return transfer(v, entry, CLASS_SUPERVISOR);
+}
+
 /* 64-bit IRETQ at CPL 0, to 64-bit code of the same or to code of the user's privilege (SDM 2A IRET). */
 uint64_t dbt_help_iret(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint64_t ret)
 {
@@ -275,7 +321,7 @@ uint64_t dbt_help_iret(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint64_
 	uint64_t rsp = v->s.gpr[RSP];
 	if ((rsp & (PAGE_SIZE - 1)) > PAGE_SIZE - 40 || !x86_canonical(rsp) || v->s.nmi_masked || v->s.rflags & FL_NT || v->break_code) /* RF counts */
 		return leave_step(v, pc);
-	const uint8_t *f = access_page(v, rsp, false, false);
+	const uint8_t *f = access_page(v, rsp, false, dbt_tlb_class(v));
 	if (!f)
 		return leave_step(v, pc);
 	uint64_t rip = unaligned_load64(f), cs = unaligned_load64(f + 8), flags = unaligned_load64(f + 16);
@@ -305,7 +351,7 @@ uint64_t dbt_help_iret(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint64_
 	v->s.cpl = (uint8_t)cpl;
 	v->s.gpr[RSP] = __builtin_expect(compat, 0) ? (uint32_t)new_rsp : new_rsp;
 	set_flags(v, flags & 0x3f7fd7);
-	return transfer(v, rip);
+	return transfer(v, rip, cpl == 0 ? CLASS_SUPERVISOR : compat ? CLASS_COMPAT : CLASS_USER);
 }
 
 /* --- System registers --- */
@@ -320,7 +366,7 @@ uint64_t dbt_help_popf(struct dbt_vcpu *v, uint64_t next, uint64_t pc, uint64_t 
 		rsp = (uint32_t)rsp;
 	if ((rsp & (PAGE_SIZE - 1)) > PAGE_SIZE - size)
 		return leave_step(v, pc);
-	const uint8_t *p = access_page(v, rsp, false, v->s.cpl == 3);
+	const uint8_t *p = access_page(v, rsp, false, dbt_tlb_class(v));
 	if (!p)
 		return leave_step(v, pc);
 	/* CPL 0 changes all but VM, VIF, VIP; others neither IOPL nor (IOPL < CPL is the rule of every OS; else the stepper) IF. */
@@ -331,8 +377,9 @@ uint64_t dbt_help_popf(struct dbt_vcpu *v, uint64_t next, uint64_t pc, uint64_t 
 		return leave_step(v, pc);
 	uint64_t flags = (whole_flags(v) & ~mask) | ((code64 ? unaligned_load64(p) : unaligned_load32(p)) & mask);
 	v->s.gpr[RSP] = code64 ? rsp + 8 : (uint32_t)(rsp + 4);
+	unsigned class = dbt_tlb_class(v);
 	set_flags(v, flags);
-	if (!dbt_flags_step(&v->s) && !(v->iflag && v->irq_waiting))
+	if (class == dbt_tlb_class(v) && !dbt_flags_step(&v->s) && !(v->iflag && v->irq_waiting))
 		return 0;
 	v->exit_pc = next;
 	v->exit_reason = DBT_EXIT_PC;
@@ -381,7 +428,7 @@ uint64_t dbt_help_invlpg(struct dbt_vcpu *v, uint64_t gva, uint64_t next, uint64
 	(void)ret;
 	if (x86_canonical(gva))
 		dbt_tlb_flush(v, EMU_FLUSH_ADDRESS, gva, v->s.cr4 & CR4_PCIDE ? v->s.cr3 & 0xfff : 0);
-	return transfer(v, next);
+	return transfer(v, next, CLASS_SUPERVISOR);
 }
 
 /* MOV to CR3 in 64-bit mode (SDM 3A 4.10.4.1). */
@@ -398,7 +445,7 @@ uint64_t dbt_help_write_cr3(struct dbt_vcpu *v, uint64_t value, uint64_t next, u
 		return leave_step(v, next - v->exit_arg);
 	v->s.cr3 = cr3;
 	dbt_tlb_flush(v, keep ? EMU_FLUSH_SWITCH : EMU_FLUSH_NONGLOBAL, 0, v->s.cr4 & CR4_PCIDE ? cr3 & 0xfff : 0);
-	return transfer(v, next);
+	return transfer(v, next, CLASS_SUPERVISOR);
 }
 
 /* --- Extended state: the guest's is in the registers, its memory image is reached in host memory --- */
@@ -408,13 +455,13 @@ uint64_t dbt_help_write_cr3(struct dbt_vcpu *v, uint64_t value, uint64_t next, u
 /* Host address of an XSAVE area whose pages are neighbours in host memory too, or NULL. */
 static uint8_t *xsave_area(struct dbt_vcpu *v, uint64_t gva, bool write)
 {
-	bool user = v->s.cpl == 3;
+	unsigned class = dbt_tlb_class(v);
 	if (gva & 63 || !x86_canonical(gva))
 		return NULL;
-	uint8_t *p = access_page(v, gva, write, user);
+	uint8_t *p = access_page(v, gva, write, class);
 	if (p && (gva & (PAGE_SIZE - 1)) + XSTATE_BYTES > PAGE_SIZE) {
 		uint64_t second = (gva & PAGE_MASK) + PAGE_SIZE;
-		if (access_page(v, second, write, user) != p + (second - gva) || access_page(v, gva, write, user) != p)
+		if (access_page(v, second, write, class) != p + (second - gva) || access_page(v, gva, write, class) != p)
 			return NULL;
 	}
 	return p;

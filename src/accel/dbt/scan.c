@@ -169,6 +169,19 @@ static bool is_string(const struct x86_insn *in, uint32_t mode)
 	       (op == 0xa4 || op == 0xa5 || op == 0xaa || op == 0xab || op == 0xac || op == 0xad);
 }
 
+/* What leaves the block through caches that do not know EFLAGS.AC. Rare between STAC and CLAC. */
+static bool leaves_open(enum insn_class cls)
+{
+	return cls == CLS_CALL || cls == CLS_CALL_IND || cls == CLS_JMP_IND || cls == CLS_RET;
+}
+
+static enum insn_class classify_ac(bool set, uint32_t mode)
+{
+	if (!(mode & MODE_SMAP)) /* AC says nothing there */
+		return CLS_STEP;
+	return set == !!(mode & MODE_OPEN) ? CLS_NOP : CLS_AC;
+}
+
 static enum insn_class classify_system(const struct x86_insn *in, uint32_t mode)
 {
 	bool user = mode & MODE_USER, compat = mode & MODE_COMPAT;
@@ -177,6 +190,9 @@ static enum insn_class classify_system(const struct x86_insn *in, uint32_t mode)
 		return user ? CLS_STEP : CLS_CLI;
 	case ZYDIS_MNEMONIC_STI:
 		return user ? CLS_STEP : CLS_STI;
+	case ZYDIS_MNEMONIC_STAC:
+	case ZYDIS_MNEMONIC_CLAC:
+		return user ? CLS_STEP : classify_ac(in->mnemonic == ZYDIS_MNEMONIC_STAC, mode);
 	case ZYDIS_MNEMONIC_SWAPGS:
 		return user ? CLS_STEP : CLS_SWAPGS;
 	case ZYDIS_MNEMONIC_RDTSC:
@@ -191,6 +207,8 @@ static enum insn_class classify_system(const struct x86_insn *in, uint32_t mode)
 		return compat ? CLS_SYSENTER : CLS_STEP;
 	case ZYDIS_MNEMONIC_IRETQ:
 		return user ? CLS_STEP : CLS_IRET;
+	case ZYDIS_MNEMONIC_INT:
+		return user && in->len == 2 ? CLS_INT : CLS_STEP;
 	case ZYDIS_MNEMONIC_PUSHFQ:
 		return CLS_PUSHF;
 	case ZYDIS_MNEMONIC_PUSHFD:
@@ -243,7 +261,7 @@ static bool unusual32(const struct x86_insn *in, uint32_t mode)
 	       (op == 0xff && (in->reg & 7) >= 2);
 }
 
-static enum insn_class classify(const struct x86_insn *in, uint32_t mode)
+static enum insn_class classify_any(const struct x86_insn *in, uint32_t mode)
 {
 	unsigned word = mode_word(mode);
 	if (in->fpu && !(mode & MODE_FPU))
@@ -311,6 +329,12 @@ static enum insn_class classify(const struct x86_insn *in, uint32_t mode)
 	return is_plain(in) ? CLS_PLAIN : classify_system(in, mode);
 }
 
+static enum insn_class classify(const struct x86_insn *in, uint32_t mode)
+{
+	enum insn_class cls = classify_any(in, mode);
+	return __builtin_expect(mode & MODE_OPEN, 0) && leaves_open(cls) ? CLS_STEP : cls;
+}
+
 static void operand(struct block_insn *g)
 {
 	const struct x86_insn *in = &g->in;
@@ -370,6 +394,10 @@ static void liveness(struct block *b)
 		struct block_insn *g = &b->insn[i];
 		uint16_t read = g->in.flags_read & FL_STATUS, killed = g->in.flags_killed;
 		switch (g->cls) {
+		case CLS_AC:
+			live = peek_live(b, g->next);
+			read = killed = 0;
+			break;
 		case CLS_JMP:
 			live = peek_live(b, branch_target(g));
 			read = killed = 0;

@@ -9,7 +9,8 @@
 
 static void clear_l1(struct dbt_vcpu *v)
 {
-	for (int u = 0; u < 2; u++) {
+	v->classes = v->s.cr4 & CR4_SMAP ? TLB_CLASSES : TLB_OPEN;
+	for (unsigned u = 0; u < v->classes; u++) {
 		for (unsigned i = 0; i < TLB_SIZE; i++)
 			v->tlb[u][i] = (struct tlb_entry){ .nread = tlb_none(i), .nwrite = tlb_none(i) };
 		v->fill_count[u] = 0;
@@ -18,8 +19,7 @@ static void clear_l1(struct dbt_vcpu *v)
 
 void dbt_stack_window_drop(struct dbt_vcpu *v)
 {
-	/* Far from every canonical address: no check passes. */
-	v->stack_ntag = 1ull << 63;
+	v->stack_ntag = STACK_NONE;
 }
 
 void dbt_ram_forget(struct dbt_vcpu *v)
@@ -63,7 +63,7 @@ static uint16_t current_pcid(const struct dbt_vcpu *v)
 /* Drop what is not global from the first level; the second level keeps it under its PCID. */
 static void flush_local(struct dbt_vcpu *v)
 {
-	for (int u = 0; u < 2; u++) {
+	for (unsigned u = 0; u < v->classes; u++) {
 		for (unsigned k = 0; k < v->fill_count[u]; k++) {
 			unsigned i = v->fill_list[u][k];
 			v->tlb[u][i] = (struct tlb_entry){ .nread = tlb_none(i), .nwrite = tlb_none(i) };
@@ -82,7 +82,7 @@ static void flush_local(struct dbt_vcpu *v)
 static void flush_page(struct dbt_vcpu *v, uint64_t page, uint16_t pcid)
 {
 	unsigned i = dbt_tlb_index(v->vm, page);
-	for (int u = 0; u < 2; u++) {
+	for (unsigned u = 0; u < v->classes; u++) {
 		struct tlb_entry *e = &v->tlb[u][i];
 		if (e->nread == -page || e->nwrite == -page)
 			*e = (struct tlb_entry){ .nread = tlb_none(i), .nwrite = tlb_none(i) };
@@ -153,7 +153,7 @@ static int translate(struct dbt_vcpu *v, uint64_t gva, enum mmu_access access, b
 			continue;
 		if (!(e->flags & T2_GLOBAL) && (e->pcid != pcid || e->gen != v->pcid_gen[pcid]))
 			continue;
-		if (access == MMU_WRITE && !(e->flags & T2_DIRTY)) {
+		if ((access & MMU_KIND) == MMU_WRITE && !(e->flags & T2_DIRTY)) {
 			e->flags = 0; /* the walk sets D; a new entry follows */
 			break;
 		}
@@ -209,8 +209,14 @@ static uint64_t page_gpa(const struct guest_ram *ram, const uint8_t *hpage)
 	return ram->room.gpa + (uint64_t)(hpage - ram->room.hva);
 }
 
+/* What the supervisor's entries allow does not depend on EFLAGS.AC. */
+static inline enum mmu_access implicit(unsigned class)
+{
+	return class == TLB_SUPERVISOR ? MMU_IMPLICIT : 0;
+}
+
 /* Fill the first level for one page. Returns the host page, or NULL for a device. */
-static uint8_t *fill_l1(struct dbt_vcpu *v, uint64_t gva, bool user, uint64_t gpa, uint8_t flags)
+static uint8_t *fill_l1(struct dbt_vcpu *v, uint64_t gva, unsigned class, uint64_t gpa, uint8_t flags)
 {
 	struct dbt_vm *vm = v->vm;
 	int64_t ram_page = dbt_ram_page(vm, gpa);
@@ -218,18 +224,19 @@ static uint8_t *fill_l1(struct dbt_vcpu *v, uint64_t gva, bool user, uint64_t gp
 		return NULL;
 	uint64_t page = gva & PAGE_MASK;
 	unsigned i = dbt_tlb_index(vm, page);
-	struct tlb_entry *e = &v->tlb[user][i];
+	struct tlb_entry *e = &v->tlb[class][i];
+	bool user = class == TLB_USER;
 	struct mmu_result r = { .writable = flags & T2_WRITABLE, .user = flags & T2_USER, .nx = flags & T2_NX };
 	uint8_t *hpage = page_hva(vm, ram_page);
 	e->nread = e->nwrite = tlb_none(i);
 	e->hpage = hpage;
 	e->addend = (uint64_t)(uintptr_t)hpage - page;
 	bool watched = __builtin_expect(v->break_data, 0);
-	if (mmu_allowed(&v->s, &r, MMU_READ, user) && !(watched && dbt_page_watched(v, page, false)))
+	if (mmu_allowed(&v->s, &r, MMU_READ | implicit(class), user) && !(watched && dbt_page_watched(v, page, false)))
 		e->nread = -page;
 	if (watched && dbt_page_watched(v, page, true))
 		flags &= (uint8_t)~T2_DIRTY;
-	if (flags & T2_DIRTY && mmu_allowed(&v->s, &r, MMU_WRITE, user)) {
+	if (flags & T2_DIRTY && mmu_allowed(&v->s, &r, MMU_WRITE | implicit(class), user)) {
 		__atomic_store_n(&e->nwrite, -page, __ATOMIC_SEQ_CST);
 		/* Either we see the page turned code, or dbt_page_protect sees our tag: so PAGE_WTAG must be seen set, or be set, behind the
 		 * tag. */
@@ -240,31 +247,31 @@ static uint8_t *fill_l1(struct dbt_vcpu *v, uint64_t gva, bool user, uint64_t gp
 			__atomic_store_n(&e->nwrite, tlb_none(i), __ATOMIC_SEQ_CST);
 	}
 	if (!(flags & T2_GLOBAL)) {
-		if (v->fill_count[user] == TLB_SIZE) {
+		if (v->fill_count[class] == TLB_SIZE) {
 			for (unsigned k = 0; k < TLB_SIZE; k++) /* full of repeats: start again from what is there */
 				if (k != i)
-					v->tlb[user][k] = (struct tlb_entry){ .nread = tlb_none(k), .nwrite = tlb_none(k) };
-			v->fill_count[user] = 0;
+					v->tlb[class][k] = (struct tlb_entry){ .nread = tlb_none(k), .nwrite = tlb_none(k) };
+			v->fill_count[class] = 0;
 			dbt_stack_window_drop(v);
 		}
-		v->fill_list[user][v->fill_count[user]++] = (uint16_t)i;
+		v->fill_list[class][v->fill_count[class]++] = (uint16_t)i;
 	}
 	return hpage;
 }
 
-int dbt_fill(struct dbt_vcpu *v, uint64_t gva, unsigned size, bool write, bool user)
+int dbt_fill(struct dbt_vcpu *v, uint64_t gva, unsigned size, bool write, unsigned class)
 {
 	if ((gva & (PAGE_SIZE - 1)) + size > PAGE_SIZE || !x86_canonical(gva))
 		return -1;
 	uint64_t gpa;
 	uint8_t flags;
 	uint32_t error;
-	if (translate(v, gva, write ? MMU_WRITE : MMU_READ, user, &gpa, &flags, &error) < 0)
+	if (translate(v, gva, (write ? MMU_WRITE : MMU_READ) | implicit(class), class == TLB_USER, &gpa, &flags, &error) < 0)
 		return -1;
-	if (!fill_l1(v, gva, user, gpa, flags))
+	if (!fill_l1(v, gva, class, gpa, flags))
 		return -1;
 	uint64_t page = gva & PAGE_MASK;
-	struct tlb_entry *e = &v->tlb[user][dbt_tlb_index(v->vm, page)];
+	struct tlb_entry *e = &v->tlb[class][dbt_tlb_index(v->vm, page)];
 	return (write ? e->nwrite : e->nread) == -page ? 0 : -1;
 }
 
@@ -282,9 +289,11 @@ int dbt_emu_translate(void *opaque, uint64_t gva, enum mmu_access access, bool u
 		out->hva = ram_page < 0 ? NULL : page_hva(v->vm, ram_page) + (gva & (PAGE_SIZE - 1));
 		return 0;
 	}
+	/* With SMAP and CPL 3, supervisor accesses are implicit ones. */
+	unsigned class = user ? TLB_USER : access & MMU_IMPLICIT || v->s.cpl == 3 ? TLB_SUPERVISOR : dbt_tlb_class(v);
 	uint64_t page = gva & PAGE_MASK, gpa;
-	struct tlb_entry *e = &v->tlb[user][dbt_tlb_index(v->vm, page)];
-	if ((access == MMU_WRITE ? e->nwrite : e->nread) == -page) {
+	struct tlb_entry *e = &v->tlb[class][dbt_tlb_index(v->vm, page)];
+	if (((access & MMU_KIND) == MMU_WRITE ? e->nwrite : e->nread) == -page) {
 		out->hva = e->hpage + (gva & (PAGE_SIZE - 1));
 		out->gpa = page_gpa(v->vm->ram, e->hpage) + (gva & (PAGE_SIZE - 1)); /* the emulator wants it for ram_written */
 		return 0;
@@ -292,7 +301,7 @@ int dbt_emu_translate(void *opaque, uint64_t gva, enum mmu_access access, bool u
 	uint8_t flags;
 	if (translate(v, gva, access, user, &gpa, &flags, error) < 0)
 		return -1;
-	uint8_t *hpage = fill_l1(v, gva, user, gpa, flags);
+	uint8_t *hpage = fill_l1(v, gva, class, gpa, flags);
 	out->hva = hpage ? hpage + (gva & (PAGE_SIZE - 1)) : NULL;
 	out->gpa = gpa + (gva & (PAGE_SIZE - 1));
 	return 0;
@@ -345,7 +354,7 @@ void dbt_token_set(struct dbt_vcpu *v, const struct view *w, bool global)
 
 uint64_t dbt_help_fill_single(struct dbt_vcpu *v, uint64_t gva, uint64_t what, uint64_t ret)
 {
-	if (!(what & FILL_REFUSE) && dbt_fill(v, gva, what & 0xff, what & FILL_WRITE, v->s.cpl == 3) == 0)
+	if (!(what & FILL_REFUSE) && dbt_fill(v, gva, what & 0xff, what & FILL_WRITE, dbt_tlb_class(v)) == 0)
 		return 0;
 	struct tb *t = dbt_tb_by_host(v->vm, (uint32_t)ret);
 	const struct insn_meta *m = &v->vm->meta[t->meta + (what >> 16)];
@@ -362,22 +371,23 @@ uint64_t dbt_help_fill_single(struct dbt_vcpu *v, uint64_t gva, uint64_t what, u
 
 uint64_t dbt_help_fill_group(struct dbt_vcpu *v, uint64_t gva, uint64_t what, uint64_t ret)
 {
-	if (!(what & FILL_REFUSE) && dbt_fill(v, gva, what >> 16, what & FILL_WRITE, v->s.cpl == 3) == 0)
+	if (!(what & FILL_REFUSE) && dbt_fill(v, gva, what >> 16, what & FILL_WRITE, dbt_tlb_class(v)) == 0)
 		return 0;
 	return ret + 5; /* past the jump that retries: the way to the unmerged block */
 }
 
 uint64_t dbt_help_fill_stack(struct dbt_vcpu *v, uint64_t gva, uint64_t what, uint64_t ret)
 {
-	bool user = v->s.cpl == 3;
+	/* The window outlives EFLAGS.AC: with SMAP, a supervisor's stack on a user page has none. */
+	unsigned class = v->s.cpl == 3 ? TLB_USER : TLB_SUPERVISOR;
 	uint64_t page = gva & PAGE_MASK;
-	struct tlb_entry *e = &v->tlb[user][dbt_tlb_index(v->vm, page)];
+	struct tlb_entry *e = &v->tlb[class][dbt_tlb_index(v->vm, page)];
 	/* Of 32-bit addresses the first and the last page have no window: RSP may be in the one when the access is in the other, and
 	 * translated code adds to RSP without wrapping. */
 	if (__builtin_expect(!x86_code64(&v->s), 0) && page - PAGE_SIZE >= (1ull << 32) - 2 * PAGE_SIZE)
 		return ret + 5;
 	if (what & FILL_REFUSE || (gva & (PAGE_SIZE - 1)) + (what >> 16) > PAGE_SIZE ||
-	    (e->nwrite != -page && dbt_fill(v, gva, what >> 16, what & FILL_WRITE, user) < 0))
+	    (e->nwrite != -page && dbt_fill(v, gva, what >> 16, what & FILL_WRITE, class) < 0))
 		return ret + 5;
 	if (e->nwrite != -page)
 		return ret + 5; /* only read here: the page is not to become dirty for that, and the window is for stores too */

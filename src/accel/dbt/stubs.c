@@ -172,6 +172,7 @@ int dbt_stubs_emit(struct dbt_vm *vm)
 	vm->stub.sysret = emit_helper(c, dbt_help_sysret);
 	vm->stub.sysret32 = emit_helper(c, dbt_help_sysret32);
 	vm->stub.sysenter = emit_helper(c, dbt_help_sysenter);
+	vm->stub.soft_int = emit_helper(c, dbt_help_int);
 	vm->stub.iret = emit_helper(c, dbt_help_iret);
 	vm->stub.popf = emit_helper(c, dbt_help_popf);
 	vm->stub.write_base[0] = emit_helper(c, dbt_help_write_fs);

@@ -65,7 +65,7 @@ static int op_translate(void *opaque, uint64_t gva, enum mmu_access access, bool
 		return 0;
 	uint8_t *hpage = vm->ram->base + (uint64_t)page * PAGE_SIZE;
 	out->hva = hpage + (gva & (PAGE_SIZE - 1));
-	if (access != MMU_WRITE)
+	if ((access & MMU_KIND) != MMU_WRITE)
 		return 0;
 	for (unsigned i = 0; i < f->npages; i++)
 		if (f->page[i].hva == hpage)

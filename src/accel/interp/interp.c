@@ -57,6 +57,13 @@ static void *interp_pte(void *opaque, uint64_t gpa, unsigned size)
 	return ram_hva(opaque, gpa, size);
 }
 
+static inline enum tlb_class tlb_class(const struct x86_state *s, bool user)
+{
+	if (user)
+		return TLB_USER;
+	return __builtin_expect(s->rflags & FL_AC && s->cr4 & CR4_SMAP, 0) ? TLB_OPEN : TLB_SUPERVISOR;
+}
+
 static __attribute__((noinline)) int translate_miss(struct accel_vcpu *v, uint64_t gva, enum mmu_access access,
 						    bool user, struct emu_page *out, uint32_t *error)
 {
@@ -71,7 +78,8 @@ static __attribute__((noinline)) int translate_miss(struct accel_vcpu *v, uint64
 	out->hva = NULL;
 	if (hva) { /* device pages are walked each time */
 		out->hva = hva + (page.gpa & 0xfff);
-		tlb_fill(&v->tlb, gva, access, user, &page, hva);
+		if (!(access & MMU_IMPLICIT))
+			tlb_fill(&v->tlb, gva, access, tlb_class(&v->s, user), &page, hva);
 	}
 	return 0;
 }
@@ -96,7 +104,9 @@ static int op_translate(void *opaque, uint64_t gva, enum mmu_access access, bool
 		atomic_store(&v->ram_gone, false);
 		op_flush(v, EMU_FLUSH_ALL, 0, 0);
 	}
-	const struct tlb_entry *t = tlb_slot(&v->tlb, gva, access, user);
+	if (__builtin_expect(access & MMU_IMPLICIT, 0))
+		return translate_miss(v, gva, access, user, out, error);
+	const struct tlb_entry *t = tlb_slot(&v->tlb, gva, access, tlb_class(&v->s, user));
 
 	if (__builtin_expect(t->tag != tlb_tag(&v->tlb, gva), 0))
 		return translate_miss(v, gva, access, user, out, error);

@@ -57,9 +57,9 @@ static void flush_page(struct tlb *t, uint64_t gva, uint16_t active)
 		flush_all(t, active);
 		return;
 	}
-	for (int user = 0; user < 2; user++) {
+	for (int who = 0; who < TLB_CLASSES; who++) {
 		for (int access = 0; access < 3; access++) {
-			struct tlb_entry *e = &t->entry[user][access][page % TLB_ENTRIES];
+			struct tlb_entry *e = &t->entry[who][access][page % TLB_ENTRIES];
 
 			if ((e->tag & ((1ull << TLB_PAGE_BITS) - 1)) == page)
 				e->tag = 0;
@@ -87,10 +87,10 @@ void tlb_flush(struct tlb *t, enum emu_flush kind, uint64_t gva, uint16_t pcid, 
 	}
 }
 
-void tlb_fill(struct tlb *t, uint64_t gva, enum mmu_access access, bool user, const struct mmu_result *page,
+void tlb_fill(struct tlb *t, uint64_t gva, enum mmu_access access, enum tlb_class who, const struct mmu_result *page,
 	      uint8_t *hva)
 {
-	*tlb_slot(t, gva, access, user) =
+	*tlb_slot(t, gva, access, who) =
 		(struct tlb_entry){.tag = tlb_tag(t, gva), .hva = hva, .gpa = page->gpa & ~0xfffull};
 	if (page->page_size > 4096) {
 		uint64_t low = gva & ~(page->page_size - 1), high = low + page->page_size - 1;

@@ -18,6 +18,9 @@
 #define TLB_PAGE_BITS 36 /* page number of a 48-bit address; the space is above it in a tag */
 #define TLB_PCIDS 4096
 
+/* Who accesses: the supervisor, the user, the supervisor with CR4.SMAP and EFLAGS.AC set. */
+enum tlb_class { TLB_SUPERVISOR, TLB_USER, TLB_OPEN, TLB_CLASSES };
+
 struct tlb_entry {
 	uint64_t tag; /* space << 36 | page; 0: empty */
 	uint8_t *hva; /* of the page */
@@ -25,7 +28,7 @@ struct tlb_entry {
 };
 
 struct tlb {
-	struct tlb_entry entry[2][3][TLB_ENTRIES]; /* [user][enum mmu_access] */
+	struct tlb_entry entry[TLB_CLASSES][3][TLB_ENTRIES]; /* [enum tlb_class][enum mmu_access] */
 	uint64_t space_tag; /* of the active space, shifted */
 	uint32_t space[TLB_PCIDS]; /* a PCID's space; 0: none yet */
 	uint32_t last_space;
@@ -40,7 +43,7 @@ void tlb_reset(struct tlb *t);
 /* An emu_ops flush; `pcid` is the one now active (or named by the instruction), `active` the one now active. */
 void tlb_flush(struct tlb *t, enum emu_flush kind, uint64_t gva, uint16_t pcid, uint16_t active);
 /* Remember a walk's result; hva is the host address of the 4 KiB page around page->gpa. */
-void tlb_fill(struct tlb *t, uint64_t gva, enum mmu_access access, bool user, const struct mmu_result *page,
+void tlb_fill(struct tlb *t, uint64_t gva, enum mmu_access access, enum tlb_class who, const struct mmu_result *page,
 	      uint8_t *hva);
 
 static inline uint64_t tlb_tag(const struct tlb *t, uint64_t gva)
@@ -48,9 +51,9 @@ static inline uint64_t tlb_tag(const struct tlb *t, uint64_t gva)
 	return ((gva >> 12) & ((1ull << TLB_PAGE_BITS) - 1)) | t->space_tag;
 }
 
-static inline struct tlb_entry *tlb_slot(struct tlb *t, uint64_t gva, enum mmu_access access, bool user)
+static inline struct tlb_entry *tlb_slot(struct tlb *t, uint64_t gva, enum mmu_access access, enum tlb_class who)
 {
-	return &t->entry[user][access][(gva >> 12) % TLB_ENTRIES];
+	return &t->entry[who][access][(gva >> 12) % TLB_ENTRIES];
 }
 
 #endif

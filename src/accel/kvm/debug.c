@@ -124,7 +124,6 @@ int kvm_vcpu_set_debugger(struct accel_vcpu *v, const struct accel_debugger *wan
 	for (unsigned i = 0; i < want->npoints; i++)
 		if (!(v->vm->points >> want->point[i].kind & 1))
 			return -ENOTSUP;
-	kvm_finish(v);
 	struct debugger before = v->debugger;
 	debugger_set(&v->debugger, want);
 	v->debug_over = false;
@@ -147,17 +146,42 @@ static uint64_t get_rip(struct accel_vcpu *v)
 	return regs.rip;
 }
 
-int kvm_debug_before(struct accel_vcpu *v)
+/* Steps are our own emulator's where it can: a single-stepped processor runs away with an exception's handler, and shows the guest TF in its frame.
+ * Where it cannot (KVM's own interrupt controllers), and where interrupts may come in that only KVM knows of, KVM steps. */
+int kvm_debug_before(struct accel_vcpu *v, bool *done)
 {
 	struct debugger *d = &v->debugger;
-	if (v->halted && d->want.step && d->want.no_irq)
+	bool ours = !kvm_has_lapic(v->vm);
+	*done = false;
+	if (v->unfinished && d->want.step) {
+		/* KVM may or may not take the end of this instruction for a step. */
+		kvm_finish(v);
+		*done = true;
+		return v->run->exit_reason == KVM_EXIT_DEBUG ? kvm_debug_exit(v) : kvm_debug_stepped(v);
+	}
+	if (v->unfinished)
+		return 0;
+	bool halted = d->want.step && kvm_halted(v);
+	if (halted && d->want.no_irq) {
+		*done = true;
 		return leave(v, ACCEL_STOP_STEP, 0); /* nothing can be stepped */
+	}
 	bool over = d->skip && get_rip(v) == d->skip_rip;
 	d->skip = over;
-	/* A step begins at the address where KVM was told of it; our own emulator or the debugger may have moved on. */
-	if (over || over != v->debug_over || d->want.step) {
+	if (over || d->want.step) {
+		if (halted && ours && !(v->config.irq.pending && v->config.irq.pending(v->config.irq.opaque)))
+			return 0; /* wait */
+		if (ours || over || d->want.no_irq) {
+			int r = kvm_step_debug(v, done);
+			if (r || *done)
+				return r;
+		}
 		v->debug_over = over;
 		return tell_kvm(v, over);
+	}
+	if (v->debug_over) {
+		v->debug_over = false;
+		return tell_kvm(v, false);
 	}
 	return 0;
 }

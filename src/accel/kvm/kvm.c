@@ -97,11 +97,13 @@ static int set_up(struct accel_vm *vm, const struct accel_vm_config *config, str
 	uint64_t identity = IDENTITY_MAP_ADDR;
 	if (ioctl(vm->fd, KVM_SET_TSS_ADDR, TSS_ADDR) < 0 || ioctl(vm->fd, KVM_SET_IDENTITY_MAP_ADDR, &identity) < 0)
 		return error_set(err, errno, "KVM does not take its private pages: %s", strerror(errno));
-	int r = kvm_irqchip_create(vm, err);
-	if (!r)
-		r = kvm_filter_msrs(vm, err);
+	/* In this order: each of these makes KVM wait for an SRCU grace period, which is over at once while there has been none lately; the filter took
+	 * 20 ms after the controllers, and memory 5. */
+	int r = kvm_filter_msrs(vm, err);
 	if (!r)
 		r = kvm_add_memory(vm, config->ram, err);
+	if (!r)
+		r = kvm_irqchip_create(vm, err);
 	if (!r) {
 		struct sigaction sa = { .sa_handler = on_kick };
 		sigaction(KVM_KICK_SIGNAL, &sa, NULL);
@@ -154,6 +156,7 @@ static int start_vcpu(struct accel_vcpu *v, struct error *err)
 	int r = kvm_cpuid_set(v);
 	if (r)
 		return error_set(err, -r, "KVM does not take the CPUID table of vCPU %u: %s", v->config.index, strerror(-r));
+	kvm_msr_reset(v);
 	r = kvm_state_init(v);
 	if (r)
 		return error_set(err, -r, "no memory for vCPU %u", v->config.index);

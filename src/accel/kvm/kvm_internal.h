@@ -83,14 +83,19 @@ int kvm_cpuid_set(struct accel_vcpu *v);
 /* --- debug.c --- */
 
 int kvm_vcpu_set_debugger(struct accel_vcpu *v, const struct accel_debugger *want);
-/* With v->debugger.armed, before KVM_RUN. 0, or what vcpu_run returns. */
-int kvm_debug_before(struct accel_vcpu *v);
+/* With v->debugger.armed, before KVM_RUN. 0, or what vcpu_run returns; *done if KVM_RUN is not needed now. */
+int kvm_debug_before(struct accel_vcpu *v, bool *done);
 /* KVM_EXIT_DEBUG. */
 int kvm_debug_exit(struct accel_vcpu *v);
 /* An instruction was completed in a way that KVM does not report: tell the debugger if it steps. */
 int kvm_debug_stepped(struct accel_vcpu *v);
 /* Leave the guest at this address, its #PF handler, for kvm_step_fault_handler. 0: no more. */
 void kvm_debug_watch_syscall(struct accel_vcpu *v, uint64_t handler);
+/* KVM has still to end a step, and will say so at its next run. */
+static inline bool kvm_debug_in_step(const struct accel_vcpu *v)
+{
+	return v->debugger.want.step && v->unfinished;
+}
 /* Interrupts have to wait. */
 static inline bool kvm_debug_holds_irq(const struct accel_vcpu *v)
 {
@@ -103,6 +108,8 @@ static inline bool kvm_debug_holds_irq(const struct accel_vcpu *v)
 int kvm_step_int3(struct accel_vcpu *v);
 /* The guest is at its #PF handler: the SYSCALL behind it, or the handler's first instruction. As kvm_step_run. */
 int kvm_step_fault_handler(struct accel_vcpu *v);
+/* A debugger's step. *done false: the instruction reaches what only KVM has, and has not been run. */
+int kvm_step_debug(struct accel_vcpu *v, bool *done);
 
 /* Run the one instruction that KVM could not, with our own emulator on the full state. Its exits go to the vCPU's handler. 0 to go on, else
  * what vcpu_run returns. */
@@ -113,8 +120,8 @@ void kvm_step_destroy(struct kvm_step *step);
 
 struct emu;
 enum kvm_syscall_lost { KVM_SYSCALL_UNKNOWN, KVM_SYSCALL_GOOD, KVM_SYSCALL_LOST };
-/* After a step that may have entered user mode; `e` has the state. */
-void kvm_syscall_prepare(struct accel_vcpu *v, struct emu *e);
+/* After an exit, where v->vm->syscall_lost is not KVM_SYSCALL_GOOD. */
+void kvm_syscall_prepare(struct accel_vcpu *v);
 /* At the guest's #PF handler: if a lost SYSCALL is behind it, make `e`'s state what it was before that, and return true. */
 bool kvm_syscall_undo(struct emu *e);
 
@@ -130,6 +137,11 @@ void kvm_finish(struct accel_vcpu *v);
 int kvm_vcpu_run(struct accel_vcpu *v);
 void kvm_vcpu_kick(struct accel_vcpu *v);
 void kvm_vcpu_nmi(struct accel_vcpu *v);
+
+/* --- paravirt.c --- */
+
+/* Of v->cpuid, what depends on KVM having the LAPIC: the leaf of paravirtual features (if there is one) and the deadline timer. `room` is scratch. */
+void kvm_paravirt_cpuid(struct accel_vcpu *v, struct kvm_cpuid2 *room, unsigned nroom);
 
 /* --- irqchip.c --- */
 
@@ -155,7 +167,11 @@ void kvm_remove_memory(struct accel_vm *vm);
 
 /* --- msr.c --- */
 
-/* Leave MSRs that are ours, and those that KVM does not know, to exits. */
+/* Leave all MSRs but those that the policy gives to KVM to exits. Once the VM's LAPICs are chosen, before a vCPU is made. */
 int kvm_filter_msrs(struct accel_vm *vm, struct error *err);
+/* What firmware would have set. After the vCPU has its CPUID. */
+void kvm_msr_reset(struct accel_vcpu *v);
+/* Answer for an MSR that came out, if the policy has a constant for it: *refused says that the guest gets #GP. False: the handler's. */
+bool kvm_msr_answer(uint32_t index, bool write, uint64_t *value, bool *refused);
 
 #endif

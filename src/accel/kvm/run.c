@@ -79,8 +79,14 @@ static int exit_mmio(struct accel_vcpu *v)
 static int exit_rdmsr(struct accel_vcpu *v)
 {
 	struct accel_exit x = { .kind = ACCEL_EXIT_MSR_READ, .msr = { .index = v->run->msr.index } };
+	bool refused;
 
 	v->unfinished = true;
+	if (kvm_msr_answer(x.msr.index, false, &x.msr.value, &refused)) {
+		v->run->msr.error = refused;
+		v->run->msr.data = x.msr.value;
+		return 0;
+	}
 	int rc = kvm_leave(v, &x);
 	v->run->msr.error = rc < 0;
 	v->run->msr.data = x.msr.value;
@@ -103,8 +109,13 @@ static void keep_apic_base(struct accel_vcpu *v, uint64_t value)
 static int exit_wrmsr(struct accel_vcpu *v)
 {
 	struct accel_exit x = { .kind = ACCEL_EXIT_MSR_WRITE, .msr = { .index = v->run->msr.index, .value = v->run->msr.data } };
+	bool refused;
 
 	v->unfinished = true;
+	if (kvm_msr_answer(x.msr.index, true, &x.msr.value, &refused)) {
+		v->run->msr.error = refused;
+		return 0;
+	}
 	int rc = kvm_leave(v, &x);
 	v->run->msr.error = rc < 0;
 	if (rc == 0 && x.msr.index == MSR_APIC_BASE)
@@ -233,15 +244,16 @@ static int attend(struct accel_vcpu *v)
 static int run_once(struct accel_vcpu *v)
 {
 	v->run->immediate_exit = 0;
-	if (atomic_load(&v->request)) {
+	if (atomic_load(&v->request) && !kvm_debug_in_step(v)) {
 		kvm_finish(v);
 		int rc = attend(v);
 		if (rc)
 			return rc;
 	}
 	if (v->debugger.armed) {
-		int rc = kvm_debug_before(v);
-		if (rc)
+		bool done;
+		int rc = kvm_debug_before(v, &done);
+		if (rc || done)
 			return rc;
 	}
 	if (!kvm_debug_holds_irq(v) && inject(v))
@@ -256,6 +268,8 @@ static int run_once(struct accel_vcpu *v)
 	if (r < 0)
 		return leave_failed(v, "KVM_RUN failed");
 	uint32_t reason = v->run->exit_reason;
+	if (atomic_load_explicit(&v->vm->syscall_lost, memory_order_relaxed) != KVM_SYSCALL_GOOD)
+		kvm_syscall_prepare(v);
 	if (reason < sizeof(exits) / sizeof(exits[0]) && exits[reason])
 		return exits[reason](v);
 	log_warn("vCPU %u: KVM exit reason %u is not handled", v->config.index, reason);

@@ -5,6 +5,7 @@
 
 #include "accel/kvm/kvm_internal.h"
 #include "base/clock.h"
+#include "cpu/x86/msr_table.h"
 #include "cpu/x86/state.h"
 
 /* --- segments --- */
@@ -42,58 +43,20 @@ static struct kvm_segment to_segment(const struct x86_seg *s)
 
 #define MSR_TSC 0x10
 #define MSR_TSC_ADJUST 0x3b
-#define MSR_SPEC_CTRL 0x48
 #define XSTATE_BV 512 /* SDM 1 13.4.2 */
 
-struct msr_field {
-	uint32_t index;
-	uint16_t offset;
-};
+#define MSR_FS_BASE 0xc0000100
+#define MSR_GS_BASE 0xc0000101
 
-#define FIELD(i, f) { i, offsetof(struct x86_state, f) }
-#define MTRR(n) FIELD(0x200 + 2 * n, mtrr_base[n]), FIELD(0x201 + 2 * n, mtrr_mask[n])
-
-/* MSRs that are fields of the state (SDM 4 table 2-2). FS and GS bases come with the segments, EFER with the control registers. */
-static const struct msr_field fields[] = {
-	FIELD(MSR_SPEC_CTRL, spec_ctrl),
-	FIELD(0x174, sysenter_cs),
-	FIELD(0x175, sysenter_esp),
-	FIELD(0x176, sysenter_eip),
-	FIELD(0x1a0, misc_enable),
-	FIELD(0x277, pat),
-	FIELD(0x2ff, mtrr_def_type),
-	FIELD(0x250, mtrr_fixed[0]),
-	FIELD(0x258, mtrr_fixed[1]),
-	FIELD(0x259, mtrr_fixed[2]),
-	FIELD(0x268, mtrr_fixed[3]),
-	FIELD(0x269, mtrr_fixed[4]),
-	FIELD(0x26a, mtrr_fixed[5]),
-	FIELD(0x26b, mtrr_fixed[6]),
-	FIELD(0x26c, mtrr_fixed[7]),
-	FIELD(0x26d, mtrr_fixed[8]),
-	FIELD(0x26e, mtrr_fixed[9]),
-	FIELD(0x26f, mtrr_fixed[10]),
-	MTRR(0), MTRR(1), MTRR(2), MTRR(3), MTRR(4), MTRR(5), MTRR(6), MTRR(7),
-	FIELD(0xc0000081, star),
-	FIELD(0xc0000082, lstar),
-	FIELD(0xc0000083, cstar),
-	FIELD(0xc0000084, sfmask),
-	FIELD(0xc0000102, kernel_gs_base),
-	FIELD(0xc0000103, tsc_aux),
-};
-#define FIELDS (sizeof(fields) / sizeof(fields[0]))
-
-static const struct msr_field *field_of(uint32_t index)
+/* Fields of the state that have no other way into the kernel: FS and GS bases come with the segments, EFER with the control registers. */
+static bool travels(const struct x86_msr *m)
 {
-	for (size_t i = 0; i < FIELDS; i++)
-		if (fields[i].index == index)
-			return &fields[i];
-	return NULL;
+	return m->offset != X86_MSR_NO_FIELD && m->first != MSR_FS_BASE && m->first != MSR_GS_BASE;
 }
 
 int kvm_state_init(struct accel_vcpu *v)
 {
-	v->msrs = calloc(1, sizeof(*v->msrs) + FIELDS * sizeof(v->msrs->entries[0]));
+	v->msrs = calloc(1, sizeof(*v->msrs) + (size_t)x86_msrs_count * sizeof(v->msrs->entries[0]));
 	if (!v->msrs)
 		return -ENOMEM;
 	/* KVM_GET_MSRS stops at the first that it does not have; so ask for each once. */
@@ -101,11 +64,13 @@ int kvm_state_init(struct accel_vcpu *v)
 		struct kvm_msrs head;
 		struct kvm_msr_entry entry;
 	} one;
-	for (size_t i = 0; i < FIELDS; i++) {
+	for (int i = 0; i < x86_msrs_count; i++) {
+		if (!travels(&x86_msrs[i]))
+			continue;
 		one.head.nmsrs = 1;
-		one.entry = (struct kvm_msr_entry){ .index = fields[i].index };
+		one.entry = (struct kvm_msr_entry){ .index = x86_msrs[i].first };
 		if (ioctl(v->fd, KVM_GET_MSRS, &one) == 1)
-			v->msrs->entries[v->msrs->nmsrs++].index = fields[i].index;
+			v->msrs->entries[v->msrs->nmsrs++].index = x86_msrs[i].first;
 	}
 	return 0;
 }
@@ -116,14 +81,14 @@ static int get_msrs(struct accel_vcpu *v, struct x86_state *s)
 	if (n < 0)
 		return -errno;
 	for (int i = 0; i < n; i++)
-		*(uint64_t *)((uint8_t *)s + field_of(v->msrs->entries[i].index)->offset) = v->msrs->entries[i].data;
+		*x86_msr_field(s, x86_msr_find(v->msrs->entries[i].index)) = v->msrs->entries[i].data;
 	return 0;
 }
 
 static int set_msrs(struct accel_vcpu *v, const struct x86_state *s)
 {
 	for (unsigned i = 0; i < v->msrs->nmsrs; i++)
-		v->msrs->entries[i].data = *(const uint64_t *)((const uint8_t *)s + field_of(v->msrs->entries[i].index)->offset);
+		v->msrs->entries[i].data = *x86_msr_field((struct x86_state *)s, x86_msr_find(v->msrs->entries[i].index));
 	return ioctl(v->fd, KVM_SET_MSRS, v->msrs) < 0 ? -errno : 0;
 }
 

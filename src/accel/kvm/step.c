@@ -20,6 +20,8 @@ struct kvm_step {
 	struct x86_state s; /* first: it has the strictest alignment */
 	struct emu emu;
 	struct accel_vcpu *v;
+	bool alone;	/* KVM has the interrupt controllers: an instruction that leaves the processor cannot be run here */
+	bool abandoned; /* it was one */
 	int exit_rc; /* non-zero answer of an exit handler inside the instruction */
 };
 
@@ -43,6 +45,10 @@ static int op_translate(void *opaque, uint64_t gva, enum mmu_access access, bool
 static int leave_op(void *opaque, struct accel_exit *x)
 {
 	struct kvm_step *step = opaque;
+	if (step->alone) {
+		step->abandoned = true;
+		return 0;
+	}
 	int rc = kvm_leave(step->v, x);
 	if (rc > 0)
 		step->exit_rc = rc;
@@ -163,13 +169,42 @@ static int take_event(struct kvm_step *step, bool *taken, enum emu_result *resul
 	return 0;
 }
 
-enum step_what { STEP_INSN, STEP_INT3 /* although trap_int3 */, STEP_FAULT_HANDLER };
+/* An NMI or interrupt of our own controllers, where a debugger steps and KVM does not get to inject. */
+static bool take_interrupt(struct kvm_step *step, enum emu_result *result)
+{
+	struct accel_vcpu *v = step->v;
+	const struct accel_irq_source *irq = &v->config.irq;
+	if (v->debugger.want.no_irq || step->s.shadow != SHADOW_NONE)
+		return false;
+	if (step->s.nmi_pending && !step->s.nmi_masked) {
+		step->s.nmi_pending = 0;
+		*result = emu_interrupt(&step->emu, VEC_NMI);
+		return true;
+	}
+	if (!emu_can_interrupt(&step->s) || !irq->pending || !irq->pending(irq->opaque))
+		return false;
+	int vector = irq->ack(irq->opaque);
+	if (vector < 0)
+		return false;
+	v->interrupts++;
+	*result = emu_interrupt(&step->emu, (uint8_t)vector);
+	return true;
+}
 
-static int run(struct accel_vcpu *v, enum step_what what)
+enum how {
+	HOW_FAILED, /* KVM gave up */
+	HOW_FAULT,  /* it is the first of the #PF handler, or a lost SYSCALL is behind the fault */
+	HOW_INT3,   /* it is an INT3 that the debugger leaves to the guest */
+	HOW_DEBUG,  /* a debugger steps */
+};
+
+/* *done false: it needs what only KVM has, and nothing was changed. */
+static int run(struct accel_vcpu *v, enum how how, bool *done)
 {
 	if (!v->step && !(v->step = step_create(v)))
 		return -ENOMEM;
 	struct kvm_step *step = v->step;
+	struct debugger *d = &v->debugger;
 	enum emu_result result = EMU_OK;
 	bool taken;
 	int r = kvm_state_get(v, &step->s);
@@ -178,12 +213,20 @@ static int run(struct accel_vcpu *v, enum step_what what)
 	if (r)
 		return r;
 	step->exit_rc = 0;
-	if (!taken) {
-		emu_debug_sync(&step->emu);
-		debugger_apply(&v->debugger, &step->emu);
-		if (what == STEP_FAULT_HANDLER)
-			kvm_syscall_undo(&step->emu);
-		result = what == STEP_INT3 ? debugger_pass_int3(&step->emu) : emu_step(&step->emu);
+	step->alone = how == HOW_DEBUG && kvm_has_lapic(v->vm);
+	step->abandoned = false;
+	*done = true;
+	emu_debug_sync(&step->emu);
+	debugger_apply(d, &step->emu);
+	if (!taken && how == HOW_DEBUG && !step->alone)
+		taken = take_interrupt(step, &result);
+	if (how == HOW_FAULT)
+		kvm_syscall_undo(&step->emu);
+	if (!taken)
+		result = how == HOW_INT3 ? debugger_pass_int3(&step->emu) : emu_step(&step->emu);
+	if (step->abandoned) {
+		*done = false;
+		return 0;
 	}
 	v->insns_stepped++;
 	if (result == EMU_FAILED) {
@@ -191,38 +234,42 @@ static int run(struct accel_vcpu *v, enum step_what what)
 		return r ? r : -EIO;
 	}
 	struct accel_exit debug;
-	bool stop = v->debugger.armed && debugger_after(&v->debugger, &step->emu, result, &debug);
+	bool stop = d->armed && (taken ? debugger_delivered(d, &step->emu, &debug) : debugger_after(d, &step->emu, result, &debug));
 	if (result == EMU_INT3) {
 		r = kvm_leave(v, &debug);
-		return r ? r : run(v, STEP_INT3);
+		return r ? r : kvm_step_int3(v);
 	}
 	r = kvm_state_set(v, &step->s);
 	if (r)
 		return r;
-	kvm_syscall_prepare(v, &step->emu);
 	if (result == EMU_SHUTDOWN) {
 		struct accel_exit x = { .kind = ACCEL_EXIT_SHUTDOWN };
 		r = kvm_leave(v, &x);
 		return r ? r : -EIO;
 	}
-	if (stop) {
-		r = kvm_leave(v, &debug);
-		return r ? r : step->exit_rc;
-	}
-	return step->exit_rc;
+	r = stop ? kvm_leave(v, &debug) : 0;
+	return r ? r : step->exit_rc;
 }
 
 int kvm_step_run(struct accel_vcpu *v)
 {
-	return run(v, STEP_INSN);
-}
-
-int kvm_step_int3(struct accel_vcpu *v)
-{
-	return run(v, STEP_INT3);
+	bool done;
+	return run(v, HOW_FAILED, &done);
 }
 
 int kvm_step_fault_handler(struct accel_vcpu *v)
 {
-	return run(v, STEP_FAULT_HANDLER);
+	bool done;
+	return run(v, HOW_FAULT, &done);
+}
+
+int kvm_step_int3(struct accel_vcpu *v)
+{
+	bool done;
+	return run(v, HOW_INT3, &done);
+}
+
+int kvm_step_debug(struct accel_vcpu *v, bool *done)
+{
+	return run(v, HOW_DEBUG, done);
 }

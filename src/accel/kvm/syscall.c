@@ -9,9 +9,10 @@
  * User code cannot forge this to its gain: what is run is a SYSCALL at the address it names, with flags that user code may set. What is not restored is
  * CR2, and the frame is left below the ring 0 stack pointer.
  *
- * Ring 3 is entered there by our own steps only (the interpreter knows neither SYSRET nor IRET), so the handler's address is looked up then. The fourth
- * debug register is taken as long as the debugger leaves it; the guest's own breakpoints do not work on such a host.
+ * Where the handler is, is looked up after each exit; a guest that moved it and entered ring 3 without any would get the page fault. The fourth debug
+ * register is taken as long as the debugger leaves it; the guest's own breakpoints do not work on such a host.
  */
+#include <cpuid.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -20,6 +21,7 @@
 #include "accel/kvm/trial.h"
 #include "base/log.h"
 #include "cpu/x86/emu_internal.h"
+#include "mem/ram.h"
 
 /* --- whether this KVM is one --- */
 
@@ -93,11 +95,18 @@ static bool lost_in_trial(const struct accel_vcpu *v)
 	return lost;
 }
 
+/* A processor that virtualizes does not need to interpret ring 0: spare it the trial. SDM 2A CPUID leaf 1, APM 3 E.4.2. */
+static bool can_virtualize(void)
+{
+	uint32_t a, b, c, d;
+	return (__get_cpuid(1, &a, &b, &c, &d) && c >> 5 & 1) || (__get_cpuid(0x80000001, &a, &b, &c, &d) && c >> 2 & 1);
+}
+
 static bool is_lost(struct accel_vcpu *v)
 {
 	int known = atomic_load(&v->vm->syscall_lost);
 	if (known == KVM_SYSCALL_UNKNOWN) {
-		known = lost_in_trial(v) ? KVM_SYSCALL_LOST : KVM_SYSCALL_GOOD;
+		known = !can_virtualize() && lost_in_trial(v) ? KVM_SYSCALL_LOST : KVM_SYSCALL_GOOD;
 		if (atomic_exchange(&v->vm->syscall_lost, known) == KVM_SYSCALL_UNKNOWN && known == KVM_SYSCALL_LOST)
 			log_info("this KVM does not change to ring 0 at SYSCALL: each is carried out by our own emulator");
 	}
@@ -106,15 +115,29 @@ static bool is_lost(struct accel_vcpu *v)
 
 /* --- and what is done about it --- */
 
-void kvm_syscall_prepare(struct accel_vcpu *v, struct emu *e)
+static void *pte(void *opaque, uint64_t gpa, unsigned size)
 {
-	const struct x86_state *s = e->s;
+	return ram_hva(opaque, gpa, size);
+}
+
+void kvm_syscall_prepare(struct accel_vcpu *v)
+{
+	struct kvm_sregs sregs;
 	uint64_t gate[2];
-	if (s->cpl != 3 || !x86_long_mode(s) || !(s->efer & EFER_SCE) || !is_lost(v))
+	if (!is_lost(v) || ioctl(v->fd, KVM_GET_SREGS, &sregs) || !(sregs.efer & EFER_LMA) || sregs.idt.limit < 16 * VEC_PF + 15)
 		return;
-	if (s->idt.limit < 16 * VEC_PF + 15 || emu_lin_read(e, s->idt.base + 16 * VEC_PF, gate, 16, true))
+	const struct x86_state paging = { .cr0 = sregs.cr0, .cr3 = sregs.cr3, .cr4 = sregs.cr4, .efer = sregs.efer };
+	const struct mmu_mem mem = { .pte = pte, .opaque = v->vm->ram };
+	struct mmu_result page;
+	uint32_t error;
+	if (mmu_walk(&paging, &mem, sregs.idt.base + 16 * VEC_PF, MMU_READ, false, &page, &error))
 		return;
-	kvm_debug_watch_syscall(v, (gate[0] & 0xffff) | (gate[0] >> 32 & 0xffff0000) | gate[1] << 32);
+	const void *at = page.gpa % PAGE <= PAGE - sizeof(gate) ? ram_hva(v->vm->ram, page.gpa, sizeof(gate)) : NULL;
+	if (!at)
+		return;
+	memcpy(gate, at, sizeof(gate));
+	if (gate[0] >> 47 & 1)
+		kvm_debug_watch_syscall(v, (gate[0] & 0xffff) | (gate[0] >> 32 & 0xffff0000) | gate[1] << 32);
 }
 
 enum { FRAME_ERROR, FRAME_RIP, FRAME_CS, FRAME_RFLAGS, FRAME_RSP, FRAME_SS, FRAME_WORDS };

@@ -655,7 +655,7 @@ static int run_crossing(struct emu *e, const struct exec_entry *x, uint64_t line
 	uint64_t second = linear + room;
 	struct piece p[2] = { { .size = room }, { .size = in->mem_size - room } };
 
-	if (!x86_long_mode(e->s))
+	if (!x86_code64(e->s))
 		second = (uint32_t)second;
 	int r = translate(e, linear, in->mem_written, &p[0].page);
 	if (!r)

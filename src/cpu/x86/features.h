@@ -112,7 +112,7 @@ enum { X86_EAX, X86_EBX, X86_ECX, X86_EDX };
 	X(AVX512DQ, "avx512dq", 7, 0, EBX, 17, BY_KVM, LEVEL_4, 0, "") \
 	X(RDSEED, "rdseed", 7, 0, EBX, 18, BY_HOST, KERNEL, 0, "kernels seed themselves with it") \
 	X(ADX, "adx", 7, 0, EBX, 19, BY_HOST, INSN, 0, "") \
-	X(SMAP, "smap", 7, 0, EBX, 20, BY_KVM, KERNEL, 0, "") \
+	X(SMAP, "smap", 7, 0, EBX, 20, BY_EMULATOR, KERNEL, 0, "") \
 	X(AVX512IFMA, "avx512ifma", 7, 0, EBX, 21, BY_KVM, INSN, 0, "") \
 	X(CLFLUSHOPT, "clflushopt", 7, 0, EBX, 23, BY_KVM, INSN, 0, "") \
 	X(CLWB, "clwb", 7, 0, EBX, 24, BY_KVM, INSN, 0, "") \

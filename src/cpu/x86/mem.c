@@ -17,8 +17,9 @@ static bool within_limit(const struct x86_seg *seg, uint64_t offset, unsigned si
 	uint64_t last = offset + (size ? size - 1 : 0);
 	bool expand_down = (seg->attr & (SEG_S | SEG_CODE | SEG_CE)) == (SEG_S | SEG_CE);
 
+	/* Beyond 4 GiB offsets start from 0 again: whether that is a fault where the limit is 4 GiB is the processor's choice. */
 	if (!expand_down)
-		return last <= seg->limit;
+		return last <= seg->limit || seg->limit == UINT32_MAX;
 	return offset > seg->limit && last <= (seg->attr & SEG_DB ? 0xffffffffu : 0xffffu);
 }
 
@@ -150,27 +151,35 @@ static inline void store_piece(struct emu *e, const struct emu_page *page, const
 }
 
 /* The linear address of the next page's first byte: 32-bit addresses wrap. */
-static uint64_t next_page(const struct emu *e, uint64_t linear)
+static uint64_t next_page(const struct emu *e, uint64_t linear, bool system)
 {
 	uint64_t next = (linear | PAGE_OFFSET) + 1;
 
-	return x86_long_mode(e->s) ? next : (uint32_t)next;
+	/* System structures have 64-bit addresses in compatibility mode too. */
+	return (system ? x86_long_mode(e->s) : x86_code64(e->s)) ? next : (uint32_t)next;
+}
+
+/* Accesses of the system keep off user pages whatever EFLAGS.AC says. */
+static enum mmu_access implicit(const struct emu *e, bool system)
+{
+	return __builtin_expect(system, 0) && (e->s->cr4 & CR4_SMAP) ? MMU_IMPLICIT : 0;
 }
 
 int emu_lin_read(struct emu *e, uint64_t linear, void *dst, unsigned size, bool system)
 {
 	bool user = !system && e->s->cpl == 3;
 	unsigned room = PAGE - (linear & PAGE_OFFSET);
+	enum mmu_access access = MMU_READ | implicit(e, system);
 	struct emu_page a, b;
 
-	if (translate(e, linear, MMU_READ, user, &a))
+	if (translate(e, linear, access, user, &a))
 		return EMU_FAULT;
 	if (__builtin_expect(size <= room, 1)) {
 		emu_touch(e, linear, size, false);
 		load_piece(e, &a, dst, size);
 		return 0;
 	}
-	if (translate(e, next_page(e, linear), MMU_READ, user, &b))
+	if (translate(e, next_page(e, linear, system), access, user, &b))
 		return EMU_FAULT;
 	emu_touch(e, linear, size, false);
 	load_piece(e, &a, dst, room);
@@ -182,16 +191,17 @@ int emu_lin_write(struct emu *e, uint64_t linear, const void *src, unsigned size
 {
 	bool user = !system && e->s->cpl == 3;
 	unsigned room = PAGE - (linear & PAGE_OFFSET);
+	enum mmu_access access = MMU_WRITE | implicit(e, system);
 	struct emu_page a, b;
 
-	if (translate(e, linear, MMU_WRITE, user, &a))
+	if (translate(e, linear, access, user, &a))
 		return EMU_FAULT;
 	if (__builtin_expect(size <= room, 1)) {
 		emu_touch(e, linear, size, true);
 		store_piece(e, &a, src, size);
 		return 0;
 	}
-	if (translate(e, next_page(e, linear), MMU_WRITE, user, &b))
+	if (translate(e, next_page(e, linear, system), access, user, &b))
 		return EMU_FAULT;
 	emu_touch(e, linear, size, true);
 	store_piece(e, &a, src, room);
@@ -293,7 +303,7 @@ unsigned emu_fetch(struct emu *e, unsigned skip, uint8_t *dst, unsigned want)
 		return want;
 	}
 	load_piece(e, &page, dst, room);
-	linear = next_page(e, linear);
+	linear = next_page(e, linear, false);
 	if (x86_code64(s) && !x86_canonical(linear))
 		return room;
 	/* Perhaps the instruction ends before this page: what cannot be read is not an error yet, and a device is not

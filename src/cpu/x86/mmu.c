@@ -180,7 +180,9 @@ bool mmu_allowed(const struct x86_state *s, const struct mmu_result *page, enum 
 		return true;
 	if (user && !page->user)
 		return false;
-	switch (access) {
+	if (!user && page->user && (s->cr4 & CR4_SMAP) && access != MMU_EXEC && (access & MMU_IMPLICIT || !(s->rflags & FL_AC)))
+		return false;
+	switch (access & MMU_KIND) {
 	case MMU_READ:
 		return true;
 	case MMU_WRITE:
@@ -196,7 +198,7 @@ static uint32_t access_error(const struct x86_state *s, enum mmu_access access, 
 {
 	uint32_t error = user ? PF_U : 0;
 
-	if (access == MMU_WRITE)
+	if ((access & MMU_KIND) == MMU_WRITE)
 		error |= PF_W;
 	if (access == MMU_EXEC && (((s->cr4 & CR4_PAE) && (s->efer & EFER_NXE)) || (s->cr4 & CR4_SMEP)))
 		error |= PF_I;
@@ -229,7 +231,7 @@ int mmu_walk(const struct x86_state *s, const struct mmu_mem *mem, uint64_t gva,
 			*error = (fault & ~WALK_FAULT) | access_error(s, access, user);
 			return -1;
 		}
-		if (!set_accessed_dirty(&w, access == MMU_WRITE))
+		if (!set_accessed_dirty(&w, (access & MMU_KIND) == MMU_WRITE))
 			continue;
 		*out = w.page;
 		return 0;

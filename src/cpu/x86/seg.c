@@ -281,7 +281,8 @@ int seg_stack_push(struct emu *e, struct seg_stack *st, const uint64_t *value, u
 	for (unsigned i = 0; i < n; i++)
 		memcpy(frame + i * size, &value[i], size);
 	uint64_t linear = st->flat64 ? sp : (uint32_t)(st->ss.base + sp);
-	int r = emu_lin_write(e, linear, frame, bytes, st->system);
+	/* Within the supervisor it is an access like others to SMAP. */
+	int r = emu_lin_write(e, linear, frame, bytes, st->system && (e->s->cpl == 3 || !x86_code64(e->s)));
 
 	if (r)
 		return r;

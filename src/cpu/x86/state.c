@@ -52,7 +52,6 @@ void x86_state_reset(struct x86_state *s, unsigned index)
 	s->cr0 = CR0_CD | CR0_NW | CR0_ET;
 	s->xcr0 = XCR0_X87;
 	s->pat = 0x0007040600070406;
-	s->misc_enable = 1 | 1 << 11 | 1 << 12; /* fast strings; no branch trace store, no PEBS */
 	s->apic_base = 0xfee00000 | 1 << 11 | (index == 0 ? 1 << 8 : 0);
 	put16(s->xsave + XS_FCW, 0x40);
 	s->xsave[XS_FTW] = 0xff; /* abridged tag word: all registers valid, zero */

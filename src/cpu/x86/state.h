@@ -149,7 +149,7 @@ struct x86_state {
 	struct x86_dtr gdt, idt;
 	uint64_t dr[8]; /* dr4, dr5 unused */
 	uint64_t sysenter_cs, sysenter_esp, sysenter_eip;
-	uint64_t tsc_aux, pat, misc_enable, tsc_adjust, spec_ctrl;
+	uint64_t tsc_aux, pat, tsc_adjust, spec_ctrl;
 	uint64_t mtrr_def_type, mtrr_fixed[X86_MTRR_FIXED], mtrr_base[X86_MTRR_VARIABLE], mtrr_mask[X86_MTRR_VARIABLE];
 	uint64_t apic_base; /* copy of the LAPIC's IA32_APIC_BASE; the LAPIC decides */
 	alignas(64) uint8_t xsave[X86_XSAVE_SIZE]; /* FPU, MXCSR, XMM, YMM, the host's AVX-512 components; standard XSAVE format */

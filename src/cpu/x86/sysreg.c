@@ -106,7 +106,7 @@ int emu_set_cr3(struct emu *e, uint64_t v)
 	return 0;
 }
 
-/* Bits CPUID offers. No VME, PVI, LA57, SMAP, VMXE, PKE, CET: they are reserved for this processor. */
+/* Bits CPUID offers. No VME, PVI, LA57, VMXE, PKE, CET: they are reserved for this processor. */
 static uint64_t cr4_allowed(const struct emu *e)
 {
 	uint64_t v = CR4_TSD | CR4_DE | CR4_PSE | CR4_PAE | CR4_MCE | CR4_PGE | CR4_PCE | CR4_OSFXSR | CR4_OSXMMEXCPT;
@@ -115,6 +115,7 @@ static uint64_t cr4_allowed(const struct emu *e)
 	v |= has(e, 1, 2, 26) ? CR4_OSXSAVE : 0;
 	v |= has(e, 7, 1, 0) ? CR4_FSGSBASE : 0;
 	v |= has(e, 7, 1, 7) ? CR4_SMEP : 0;
+	v |= has(e, 7, 1, 20) ? CR4_SMAP : 0;
 	v |= has(e, 7, 2, 2) ? CR4_UMIP : 0;
 	return v;
 }
@@ -136,7 +137,7 @@ int emu_set_cr4(struct emu *e, uint64_t v)
 	s->cr4 = v;
 	if (changed & CR4_DE)
 		emu_debug_sync(e);
-	if (changed & (CR4_PAE | CR4_PSE | CR4_PGE | CR4_SMEP | CR4_PCIDE))
+	if (changed & (CR4_PAE | CR4_PSE | CR4_PGE | CR4_SMEP | CR4_SMAP | CR4_PCIDE))
 		flush(e, EMU_FLUSH_ALL, 0, 0);
 	return 0;
 }
@@ -524,6 +525,19 @@ static unsigned iopl(const struct x86_state *s)
 	return (s->rflags & FL_IOPL) >> 12;
 }
 
+/* CLAC, STAC: SDM 2A, 2B. */
+static int sys_ac(struct emu *e, const struct x86_insn *in, enum emu_result *result)
+{
+	(void)result;
+	if (e->s->cpl || !has(e, 7, 1, 20))
+		return ud(e);
+	if (in->mnemonic == ZYDIS_MNEMONIC_STAC)
+		e->s->rflags |= FL_AC;
+	else
+		e->s->rflags &= ~(uint64_t)FL_AC;
+	return 0;
+}
+
 static int sys_cli(struct emu *e, const struct x86_insn *in, enum emu_result *result)
 {
 	(void)in, (void)result;
@@ -643,7 +657,8 @@ static sys_handler *const handlers[ZYDIS_MNEMONIC_MAX_VALUE + 1] = {
 	M(HLT) = sys_hlt, M(VMCALL) = sys_vmcall, M(VMMCALL) = sys_vmcall,
 
 	/* Hidden in CPUID. Whole instruction sets that are hidden (VMX, TSX, PKU, …) do not get past the decoder. */
-	M(MONITOR) = sys_undefined, M(MWAIT) = sys_undefined, M(CLAC) = sys_undefined, M(STAC) = sys_undefined,
+	M(CLAC) = sys_ac, M(STAC) = sys_ac,
+	M(MONITOR) = sys_undefined, M(MWAIT) = sys_undefined,
 	M(RSM) = sys_undefined,
 };
 
