@@ -116,7 +116,7 @@ static void port_strings(void)
 			fill(page, 0, 8192);
 			struct frame f = kernel_frame(t[i].code);
 			/* across the page's end */
-			f.rdi = (u64)page + 4096 + (down ? 5u * size : -5u * size), f.rcx = n, f.rdx = t[i].port;
+			f.rdi = down ? (u64)page + 4096 + 5 * size : (u64)page + 4096 - 5 * size, f.rcx = n, f.rdx = t[i].port;
 			u64 start = f.rdi;
 			if (down)
 				f.rflags |= F_DF;
@@ -132,6 +132,7 @@ static void port_strings(void)
 			CHECK_EQ(*((u8 *)low - 1) | *((u8 *)low + n * size), 0);
 		}
 	/* a page that is not there in the middle: what was read before stays, and it goes on where it stopped */
+	bool restarts = skipping("REP INS into a page that is not there", "ins-restart");
 	map(WINDOW, page, P | W);
 	set_pte(WINDOW + 4096, 0);
 	invlpg(WINDOW + 4096);
@@ -142,8 +143,10 @@ static void port_strings(void)
 	CHECK_EQ(f.vector, PF);
 	CHECK_EQ(f.error, PF_W);
 	CHECK_EQ(f.cr2, WINDOW + 4096);
-	CHECK_EQ(f.rcx, 4);
-	CHECK_EQ(f.rdi, WINDOW + 4096);
+	if (!restarts) {
+		CHECK_EQ(f.rcx, 4);
+		CHECK_EQ(f.rdi, WINDOW + 4096);
+	}
 	CHECK_EQ(f.rip, (u64)rep_insl);
 	map(WINDOW + 4096, page + 4096, P | W);
 	invlpg(WINDOW + 4096);
@@ -388,8 +391,7 @@ static void rights(void)
 		CHECK_EQ(USER_IO(out8, PORT_SCRATCH, 3), 0);
 		CHECK_EQ(USER_IO(cli_1, 0, 3), 0);
 	}
-	if (!section_unless("ports by the bitmap", "user-iobitmap"))
-		return;
+	section("ports by the bitmap");
 	/* another TSS, for this processor: same stacks, a bitmap behind */
 	extern u64 gdt[];
 	copy(big_tss, tss_of(0), 0x68);
