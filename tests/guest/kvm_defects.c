@@ -59,6 +59,20 @@ static bool split_lock(struct box *b)
 	return box_run(b) == PF && *box_word(b, 0x51ff8) != 0;
 }
 
+CODE(ins, "rep insl\n hlt");
+static bool ins_restart(struct box *b)
+{
+	LOAD(b, ins, RING0);
+	b->regs.rdx = 0x5f0;
+	b->regs.rcx = 7;
+	b->regs.rdi = BOX_PAGES + 0x51ff4;
+	*box_word(b, BOX_PTE(BOX_PAGES + 0x52000)) = 0;
+	int end = box_run(b);
+	for (unsigned i = 0; i < 100 && end == BOX_OTHER && b->run->exit_reason == KVM_EXIT_IO; i++)
+		end = box_go_on(b);
+	return end == PF && b->regs.rcx == 7;
+}
+
 /* --- ring 3 --- */
 
 CODE(int_80, "int $0x80\n hlt");
@@ -486,6 +500,7 @@ static const struct probe {
 	{ { "straddle-pf", "an access from the last canonical address on raises #PF, not #GP" }, straddle_pf },
 	{ { "fxsave-any", "in ring 0 FXSAVE does not raise #GP for an area that is not aligned" }, fxsave_any },
 	{ { "split-lock", "in ring 0 a locked instruction across two pages is not atomic: it has written the first when the second faults" }, split_lock },
+	{ { "ins-restart", "a REP INS that faults half way does not show in RCX and RDI what is done: it reads the port again" }, ins_restart },
 	{ { "user-int", "INT n in ring 3 raises #UD" }, user_int },
 	{ { "user-if", "PUSHF and SYSCALL in ring 3 show RFLAGS.IF set when it is not" }, user_if },
 	{ { "user-iopl", "CLI and STI in ring 3 raise #GP although IOPL allows them" }, user_iopl },
