@@ -232,13 +232,6 @@ static bool msr_checks(struct box *b)
 	return RUN(b, bad_pat, RING0) != GP || RUN(b, bad_gs, RING0) != GP;
 }
 
-/* CR4.PKE is the feature's that the fewest processors have; LA57, if they have it. */
-CODE(set_pke, "mov $7, %eax\n xor %ecx, %ecx\n cpuid\n test $8, %cl\n jnz 1f\n mov %cr4, %rax\n bts $22, %rax\n mov %rax, %cr4\n 1: hlt");
-static bool cr4_any(struct box *b)
-{
-	return RUN(b, set_pke, RING0) == BOX_HLT && !(b->regs.rcx & 8);
-}
-
 CODE(mwait, "xor %eax, %eax\n xor %ecx, %ecx\n mwait\n hlt");
 static bool mwait_nop(struct box *b)
 {
@@ -438,7 +431,6 @@ static const struct probe {
 	{ { "lgdt-any", "LGDT takes a base that is not canonical" }, lgdt_any },
 	{ { "msr-any", "WRMSR takes an address that is not canonical" }, msr_any },
 	{ { "ltr-16", "LTR takes a 16-bit TSS in long mode" }, ltr_16 },
-	{ { "cr4-any", "CR4.PKE can be set although CPUID has no PKU" }, cr4_any },
 	{ { "smap-fetch", "SMAP keeps ring 0 from raising #UD on the user's pages: as if fetches were reads" }, smap_fetch },
 	{ { "no-paging-32", "paging cannot be switched on outside long mode" }, no_paging_32 },
 	{ { "frame-base", "an exception in ring 0 does not add the base of SS to where its frame goes" }, frame_base },
