@@ -170,6 +170,8 @@ void kvm_remove_memory(struct accel_vm *vm);
 
 /* Leave all MSRs but those that the policy gives to KVM to exits. Once the VM's LAPICs are chosen, before a vCPU is made. */
 int kvm_filter_msrs(struct accel_vm *vm, struct error *err);
+/* What firmware would have set. After the vCPU has its CPUID. */
+void kvm_msr_reset(struct accel_vcpu *v);
 /* Answer for an MSR that came out, if the policy has a constant for it: *refused says that the guest gets #GP. False: the handler's. */
 bool kvm_msr_answer(uint32_t index, bool write, uint64_t *value, bool *refused);
 

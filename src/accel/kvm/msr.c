@@ -8,6 +8,7 @@
 
 #include "accel/kvm/kvm_internal.h"
 #include "base/error.h"
+#include "cpu/x86/features.h"
 #include "cpu/x86/msr_table.h"
 
 static bool stays(const struct accel_vm *vm, const struct x86_msr *m)
@@ -74,6 +75,19 @@ int kvm_filter_msrs(struct accel_vm *vm, struct error *err)
 		return error_set(err, errno, "this KVM has no MSR filter (Linux 5.10 or later has): %s", strerror(errno));
 	hide(vm);
 	return 0;
+}
+
+void kvm_msr_reset(struct accel_vcpu *v)
+{
+	const uint64_t tsc_freq_sel = 1 << 24; /* the TSC counts at the P0 frequency: Linux calls it a firmware bug if not. AMD PPR, Core::X86::Msr::HWCR */
+	const uint32_t *vendor = x86_cpuid_reg(&v->cpuid, 0, 0, X86_EBX);
+	struct {
+		struct kvm_msrs head;
+		struct kvm_msr_entry entry;
+	} hwcr = { .head.nmsrs = 1, .entry = { .index = 0xc0010015, .data = tsc_freq_sel } };
+
+	if (vendor && !memcmp(vendor, "Auth", 4))
+		ioctl(v->fd, KVM_SET_MSRS, &hwcr); /* KVM takes it since Linux 6.7 */
 }
 
 bool kvm_msr_answer(uint32_t index, bool write, uint64_t *value, bool *refused)
