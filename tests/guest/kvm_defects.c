@@ -1,8 +1,11 @@
 #include "kvm_defects.h"
 
+#include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/time.h>
 
 #include "kvm_box.h"
 
@@ -214,6 +217,31 @@ static bool late_window(struct box *b)
 	int end = box_run(b);
 	b->run->request_interrupt_window = 0;
 	return end == UD;
+}
+
+static void on_alarm(int sig)
+{
+	(void)sig; /* KVM_RUN returns with EINTR */
+}
+
+/* Asked for a hypercall that there is not, KVM answers with an error in RAX (Linux Documentation/virt/kvm/x86/hypercalls.rst). The one with the
+ * defect does not come back by itself. */
+CODE(vmcall, "mov $999, %eax\n vmcall\n hlt");
+static bool hypercall_loop(struct box *b)
+{
+	const struct sigaction act = { .sa_handler = on_alarm };
+	struct sigaction old;
+	const struct itimerval soon = { .it_value.tv_usec = 50000 }, never = { .it_value.tv_usec = 0 };
+	LOAD(b, vmcall, RING0);
+	if (ioctl(b->cpu, KVM_SET_REGS, &b->regs) < 0 || ioctl(b->cpu, KVM_SET_SREGS, &b->sregs) < 0)
+		return false;
+	sigaction(SIGALRM, &act, &old);
+	setitimer(ITIMER_REAL, &soon, NULL);
+	bool looped = ioctl(b->cpu, KVM_RUN, 0) < 0 && errno == EINTR;
+	setitimer(ITIMER_REAL, &never, NULL);
+	sigaction(SIGALRM, &old, NULL);
+	struct kvm_regs regs;
+	return looped && ioctl(b->cpu, KVM_GET_REGS, &regs) == 0 && regs.rip == BOX_CODE + 5;
 }
 
 CODE(adjust, "mov $0x3b, %ecx\n rdtsc\n mov %edx, %ebx\n xor %eax, %eax\n mov $0x100, %edx\n wrmsr\n rdtsc\n sub %ebx, %edx\n xor %eax, %eax\n"
@@ -516,6 +544,7 @@ static const struct probe {
 	{ { "ss-step", "in ring 0 MOV SS does not hold back a single-step trap" }, ss_step },
 	{ { "np-df", "an exception whose gate is not present becomes #DF, not #NP" }, np_df },
 	{ { "late-window", "in ring 0 the interrupt window opens up to a thousand instructions after STI" }, late_window },
+	{ { "hypercall-loop", "in ring 0 VMCALL is run again and again" }, hypercall_loop },
 	{ { "tsc-fixed", "IA32_TSC_ADJUST does not move the TSC" }, tsc_fixed },
 	{ { "cpuid-or", "CPUID shows features of the host that KVM_SET_CPUID2 did not give" }, cpuid_or },
 	{ { "msr-checks", "WRMSR takes values that raise #GP on processors: unknown memory types in IA32_PAT, a KERNEL_GS_BASE that is no address" }, msr_checks },

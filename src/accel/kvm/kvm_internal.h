@@ -34,6 +34,7 @@ struct accel_vm {
 	enum accel_irqchip irqchip; /* [I] */
 	unsigned ioapic_pins;	    /* [I] SPLIT: the first GSIs are pins of our IOAPIC */
 	uint32_t tsc_khz;	    /* [I] 0: the host's */
+	bool software;		    /* [I] with its LAPIC: this KVM interprets ring 0 */
 	pthread_mutex_t route_lock;
 	struct kvm_irq_routing *routes; /* [route_lock] what was last told to KVM */
 	struct kvm_route *route;	/* [route_lock] the messages by GSI */
