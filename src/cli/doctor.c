@@ -13,30 +13,23 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "cli/run.h"
+#include "cpu/x86/cpu_model.h"
 
-/* Host features that change what a guest is offered or how fast translated code is. SDM 2A CPUID. */
-static const struct feature {
-	const char *name;
-	uint32_t leaf, subleaf;
-	int reg, bit; /* reg 0..3 = eax..edx */
+/* Host features that change what a guest is offered or how fast translated code is; --cpu help has all of them. */
+static const struct {
+	enum x86_feature feature;
 	const char *why;
 } features[] = {
-	{ "cx16", 1, 0, 2, 13, "needed by 64-bit guests" },
-	{ "popcnt", 1, 0, 2, 23, "offered to guests" },
-	{ "xsave", 1, 0, 2, 26, "FPU state switching" },
-	{ "avx2", 7, 0, 1, 5, "offered to guests" },
-	{ "bmi2", 7, 0, 1, 8, "offered to guests" },
-	{ "fsgsbase", 7, 0, 1, 0, "cheap FS/GS switching in the translator" },
-	{ "erms", 7, 0, 1, 9, "fast rep movsb/stosb" },
-	{ "rdtscp", 0x80000001, 0, 3, 27, "offered to guests" },
-	{ "invtsc", 0x80000007, 0, 3, 8, "steady guest clocks" },
+	{ X86_FEATURE_CX16, "needed by 64-bit guests" },
+	{ X86_FEATURE_POPCNT, "offered to guests" },
+	{ X86_FEATURE_XSAVE, "FPU state switching" },
+	{ X86_FEATURE_AVX2, "offered to guests" },
+	{ X86_FEATURE_BMI2, "offered to guests" },
+	{ X86_FEATURE_FSGSBASE, "cheap FS/GS switching in the translator" },
+	{ X86_FEATURE_ERMS, "fast rep movsb/stosb" },
+	{ X86_FEATURE_RDTSCP, "offered to guests" },
+	{ X86_FEATURE_CONSTANT_TSC, "steady guest clocks" },
 };
-
-static bool host_has(const struct feature *f)
-{
-	uint32_t r[4];
-	return __get_cpuid_count(f->leaf, f->subleaf, &r[0], &r[1], &r[2], &r[3]) && (r[f->reg] >> f->bit & 1);
-}
 
 static void print_host(FILE *to)
 {
@@ -59,7 +52,7 @@ static void print_host(FILE *to)
 		fprintf(to, "  system      %s %s\n", un.sysname, un.release);
 	fprintf(to, "  TSC         %.1f MHz (measured)\n", (double)clock_tsc_hz() / 1e6);
 	for (size_t i = 0; i < sizeof(features) / sizeof(features[0]); i++)
-		fprintf(to, "  %-10s  %-3s (%s)\n", features[i].name, host_has(&features[i]) ? "yes" : "no", features[i].why);
+		fprintf(to, "  %-12s %-3s (%s)\n", x86_features[features[i].feature].name, x86_host_has(features[i].feature) ? "yes" : "no", features[i].why);
 }
 
 /* One accelerator: does it work, is it worth it, and if not, what to do. */
@@ -70,7 +63,11 @@ static void print_accel(FILE *to, const struct accel_ops *a)
 		fprintf(to, "  %-10s  does not work here: %s\n", a->name, sentence.text);
 		return;
 	}
-	fprintf(to, "  %-10s  works here: %s\n", a->name, a->description);
+	struct x86_cpu_offer offer;
+	fprintf(to, "  %-10s  works here: %s", a->name, a->description);
+	if (!accel_cpu_offer(a, &offer, &sentence))
+		fprintf(to, "; --cpu up to %s", x86_cpu_best_level(&offer));
+	fputc('\n', to);
 	if (a->recommend) {
 		int r = a->recommend(&clause);
 		fprintf(to, "  %-10s  %s%s\n", "", r ? "not taken by auto: " : "", clause.text);

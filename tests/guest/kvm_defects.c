@@ -209,6 +209,44 @@ static bool tsc_fixed(struct box *b)
 	return RUN(b, adjust, RING0) == BOX_HLT && b->regs.rbx < 0x100;
 }
 
+/* --- what a guest is shown and kept from --- */
+
+CODE(ask_1, "mov $1, %eax\n cpuid\n hlt");
+static bool cpuid_or(struct box *b)
+{
+	enum { VME = 1 << 1, MCE = 1 << 7, MCA = 1 << 14, BASE = 0x078bfbff & ~(VME | MCE | MCA) };
+	struct {
+		struct kvm_cpuid2 head;
+		struct kvm_cpuid_entry2 entry[4];
+	} table = { .head.nent = 4,
+		    .entry = { { .function = 0, .eax = 1 }, { .function = 1, .edx = BASE }, { .function = 0x80000000, .eax = 0x80000001 },
+			       { .function = 0x80000001, .edx = 0x20100800 } } };
+	LOAD(b, ask_1, RING0);
+	return ioctl(b->cpu, KVM_SET_CPUID2, &table) == 0 && box_run(b) == BOX_HLT && (b->regs.rdx & (VME | MCE | MCA));
+}
+
+CODE(bad_pat, "mov $0x277, %ecx\n mov $2, %eax\n xor %edx, %edx\n wrmsr\n hlt");
+CODE(bad_gs, "mov $0xc0000102, %ecx\n xor %eax, %eax\n mov $0x8000, %edx\n wrmsr\n hlt");
+static bool msr_checks(struct box *b)
+{
+	return RUN(b, bad_pat, RING0) != GP || RUN(b, bad_gs, RING0) != GP;
+}
+
+/* CR4.PKE is the feature's that the fewest processors have; LA57, if they have it. */
+CODE(set_pke, "mov $7, %eax\n xor %ecx, %ecx\n cpuid\n test $8, %cl\n jnz 1f\n mov %cr4, %rax\n bts $22, %rax\n mov %rax, %cr4\n 1: hlt");
+static bool cr4_any(struct box *b)
+{
+	return RUN(b, set_pke, RING0) == BOX_HLT && !(b->regs.rcx & 8);
+}
+
+CODE(mwait, "xor %eax, %eax\n xor %ecx, %ecx\n mwait\n hlt");
+static bool mwait_nop(struct box *b)
+{
+	struct kvm_enable_cap cap = { .cap = KVM_CAP_DISABLE_QUIRKS2, .args[0] = KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS };
+	ioctl(b->vm, KVM_ENABLE_CAP, &cap);
+	return RUN(b, mwait, RING0) == BOX_HLT;
+}
+
 static const struct probe {
 	struct kvm_defect defect;
 	bool (*found)(struct box *b);
@@ -233,6 +271,10 @@ static const struct probe {
 	{ { "np-df", "an exception whose gate is not present becomes #DF, not #NP" }, np_df },
 	{ { "late-window", "in ring 0 the interrupt window opens up to a thousand instructions after STI" }, late_window },
 	{ { "tsc-fixed", "IA32_TSC_ADJUST does not move the TSC" }, tsc_fixed },
+	{ { "cpuid-or", "CPUID shows features of the host that KVM_SET_CPUID2 did not give" }, cpuid_or },
+	{ { "msr-checks", "WRMSR takes values that raise #GP on processors: unknown memory types in IA32_PAT, a KERNEL_GS_BASE that is no address" }, msr_checks },
+	{ { "cr4-any", "CR4 takes bits of features that CPUID does not show" }, cr4_any },
+	{ { "mwait-nop", "MWAIT, which CPUID does not show, does nothing where #UD was asked for" }, mwait_nop },
 };
 #define PROBES (sizeof(probes) / sizeof(probes[0]))
 

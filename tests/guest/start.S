@@ -43,19 +43,29 @@ start:
 enable_long:
 	mov $boot_pml4, %eax
 	mov %eax, %cr3
-	mov $0x406a0, %eax		/* PAE, PGE, OSFXSR, OSXMMEXCPT, OSXSAVE */
-	mov %eax, %cr4
+	mov $1, %eax
+	cpuid
+	mov %ecx, %edi
+	and $0x04000000, %ecx		/* XSAVE */
+	shr $8, %ecx
+	or $0x6a0, %ecx			/* OSXSAVE with it; PAE, PGE, OSFXSR, OSXMMEXCPT */
+	mov %ecx, %cr4
 	mov $0xc0000080, %ecx
 	rdmsr
 	or $0x901, %eax			/* NXE, LME, SCE */
 	wrmsr
 	mov $0x80010033, %eax		/* PG, WP, NE, ET, MP, PE */
 	mov %eax, %cr0
+	bt $26, %edi
+	jnc 1f
 	xor %ecx, %ecx
 	xor %edx, %edx
-	mov $7, %eax
-	xsetbv
-	fninit
+	mov $3, %eax
+	bt $28, %edi			/* AVX */
+	jnc 2f
+	or $4, %eax
+2:	xsetbv
+1:	fninit
 	lgdt gdt_ptr
 	ret
 

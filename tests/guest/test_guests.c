@@ -1,6 +1,6 @@
 /*
  * Runs a bare-metal test guest on every accelerator of this build, and in the translator's forced modes:
- * test_guests NAME.elf [cpus=N] [modes=all|NAME,...]. The output must be the same everywhere and end in "NAME: N checks, 0 failed".
+ * test_guests NAME.elf [cpus=N] [cpu=MODEL] [modes=all|NAME,...]. The output must be the same everywhere and end in "NAME: N checks, 0 failed".
  * TRAPLINE_GUEST_MODE=name runs only the mode of this name (as the output shows them), and prints what the guest printed.
  *
  * On KVM the guest is told what is wrong with the host's, found by kvm_defects.c, and may skip sections ("SKIP section: defect"). Each skip is a
@@ -52,6 +52,7 @@ static const struct guest_mode {
 struct host {
 	char defects[512];
 	bool slow;
+	const char *cpu; /* --cpu */
 };
 
 static bool on_kvm(const struct guest_mode *mode)
@@ -99,6 +100,7 @@ static bool run(const struct guest_mode *mode, const struct host *host, const ch
 		.append = append,
 		.memory = 64 << 20,
 		.ncpus = ncpus,
+		.cpu = host->cpu,
 		.serial = spec,
 		.no_reboot = true,
 		.debug_flags = mode->debug,
@@ -224,15 +226,17 @@ int main(int argc, char **argv)
 	const char *only = getenv("TRAPLINE_GUEST_MODE");
 	unsigned ncpus = 1;
 	const char *list = "all";
+	struct host host = { "", false, NULL };
 	for (int i = 2; i < argc; i++) {
 		if (!strncmp(argv[i], "modes=", 6))
 			list = argv[i] + 6;
+		else if (!strncmp(argv[i], "cpu=", 4))
+			host.cpu = argv[i] + 4;
 		else
 			sscanf(argv[i], "cpus=%u", &ncpus);
 	}
 	static char text[OUTPUT_MAX], first[OUTPUT_MAX];
 	bool all = true, found_out = false;
-	struct host host = { "", false };
 	clock_init();
 	for (size_t i = 0; i < sizeof(modes) / sizeof(modes[0]); i++) {
 		const struct guest_mode *mode = &modes[i];

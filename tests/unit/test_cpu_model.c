@@ -184,7 +184,7 @@ static void build(struct x86_cpuid_table *t, const char *text, bool kvm, const c
 		fail_msg("%s", err.text);
 	if (vendor)
 		strcpy(cpu.id.vendor, vendor);
-	x86_cpuid_build(t, &(struct x86_cpuid_policy){ .vcpu = 2, .ncpus = 3, .tsc_hz = 3000000000, .kvm_leaves = true, .kvm_features = 1 << 5, .cpu = &cpu });
+	x86_cpuid_build(t, &(struct x86_cpuid_policy){ .vcpu = 2, .ncpus = 3, .tsc_hz = 3000000000, .kvm_leaves = true, .cpu = &cpu });
 	assert_true(t->n < X86_CPUID_MAX);
 }
 
@@ -217,7 +217,7 @@ static void leaves(void **unused)
 		assert_int_equal(leaf(&t, 0xb, 1, 1), 3);
 		assert_int_equal((uint64_t)leaf(&t, 0x15, 0, 2) * leaf(&t, 0x15, 0, 1) / leaf(&t, 0x15, 0, 0), 3000000000);
 		assert_int_equal(leaf(&t, 0x15, 0, 2), 1000000000); /* Linux takes it for the LAPIC timer's clock, too */
-		assert_int_equal(leaf(&t, 0x40000001, 0, 0) & (1 << 5 | 1 << 3), 1 << 5 | 1 << 3);
+		assert_true(leaf(&t, 0x40000001, 0, 0) >> 3 & 1);
 		bool amd = i == 2;
 		assert_true(leaf(&t, 0x80000000, 0, 0) >= 0x80000008);
 		assert_int_equal(leaf(&t, 0x80000008, 0, 2), amd ? 2 << 12 | 2 : 0);

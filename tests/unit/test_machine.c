@@ -18,6 +18,8 @@
 #include "machine/boot.h"
 #include "machine/pc.h"
 #include "mem/ram.h"
+#include "vm/hosted.h"
+#include "vm/vm.h"
 
 /* The fake accelerator, which plays the n-th script on the n-th boot's vCPU 0. */
 static struct {
@@ -28,11 +30,28 @@ static struct {
 	struct accel_vcpu *vcpu;
 	struct guest_ram *ram;
 	struct x86_state state; /* as the guest would have started */
+	/* Its interrupt controllers, where a test gives it some. */
+	struct accel_chip_ops chip;
+	unsigned caps;
+	struct accel_vm_config config; /* of the last VM */
+	struct accel_lapic lapic;
+	char log[512];
 } fake;
+
+static void note(const char *format, ...) __attribute__((format(printf, 1, 2)));
+static void note(const char *format, ...)
+{
+	va_list args;
+	size_t n = strlen(fake.log);
+	va_start(args, format);
+	vsnprintf(fake.log + n, sizeof(fake.log) - n, format, args);
+	va_end(args);
+}
 
 static int script_vm_create(struct accel_vm **out, const struct accel_vm_config *config, struct error *err)
 {
 	fake.ram = config->ram;
+	fake.config = *config;
 	return accel_fake.vm_create(out, config, err);
 }
 
@@ -279,6 +298,189 @@ static void test_stop(void **state)
 	machine_destroy(m);
 }
 
+/* --- an accelerator with interrupt controllers of its own --- */
+
+static unsigned chip_caps(void)
+{
+	return fake.caps;
+}
+
+static enum accel_irqchip chip_best(void)
+{
+	return ACCEL_IRQCHIP_KERNEL;
+}
+
+static void chip_set_gsi(struct accel_vm *vm, unsigned gsi, int level)
+{
+	(void)vm;
+	note("gsi %u=%d ", gsi, level);
+}
+
+static int chip_send_msi(struct accel_vm *vm, uint64_t addr, uint32_t data)
+{
+	(void)vm;
+	note("msi %llx,%x ", (unsigned long long)addr, data);
+	return 1;
+}
+
+static int chip_set_route(struct accel_vm *vm, unsigned gsi, uint64_t addr, uint32_t data)
+{
+	(void)vm;
+	note("route %u=%llx,%x ", gsi, (unsigned long long)addr, data);
+	return 0;
+}
+
+static int chip_connect_pit(struct accel_vm *vm, bool on)
+{
+	(void)vm;
+	note("pit %d ", on);
+	return 0;
+}
+
+static int chip_get_lapic(struct accel_vcpu *vcpu, struct accel_lapic *out)
+{
+	(void)vcpu;
+	*out = fake.lapic;
+	return 0;
+}
+
+static int chip_set_lapic(struct accel_vcpu *vcpu, const struct accel_lapic *in)
+{
+	(void)vcpu;
+	fake.lapic = *in;
+	return 0;
+}
+
+static struct machine_config chip_config(unsigned caps, const char *irqchip)
+{
+	struct machine_config c = config();
+	fake.chip = (struct accel_chip_ops){
+		.best = chip_best,
+		.set_gsi = chip_set_gsi,
+		.send_msi = chip_send_msi,
+		.set_route = chip_set_route,
+		.connect_pit = chip_connect_pit,
+		.get_lapic = chip_get_lapic,
+		.set_lapic = chip_set_lapic,
+	};
+	fake.caps = caps;
+	fake.ops.chip = &fake.chip;
+	fake.ops.caps = chip_caps;
+	c.irqchip = irqchip;
+	return c;
+}
+
+enum { BOTH = ACCEL_CAP_IRQCHIP | ACCEL_CAP_SPLIT_IRQCHIP };
+#define HPET(reg) (0xfed00000 + (reg))
+
+static void test_irqchip_choice(void **state)
+{
+	(void)state;
+	static const struct {
+		unsigned caps;
+		const char *name;
+		int chosen;	  /* -1: refused */
+		const char *says;
+	} t[] = {
+		{ BOTH, NULL, ACCEL_IRQCHIP_KERNEL, NULL },
+		{ BOTH, "auto", ACCEL_IRQCHIP_KERNEL, NULL },
+		{ ACCEL_CAP_SPLIT_IRQCHIP, "auto", ACCEL_IRQCHIP_SPLIT, NULL },
+		{ 0, "auto", ACCEL_IRQCHIP_USER, NULL },
+		{ BOTH, "kernel", ACCEL_IRQCHIP_KERNEL, NULL },
+		{ BOTH, "split", ACCEL_IRQCHIP_SPLIT, NULL },
+		{ BOTH, "user", ACCEL_IRQCHIP_USER, NULL },
+		{ ACCEL_CAP_SPLIT_IRQCHIP, "kernel", -1, "--irqchip kernel: this host's KVM does not have it" },
+		{ BOTH, "both", -1, "--irqchip both: no such kind" },
+	};
+	for (size_t i = 0; i < sizeof(t) / sizeof(t[0]); i++) {
+		struct machine_config c = chip_config(t[i].caps, t[i].name);
+		struct machine *m = NULL;
+		struct error err = { "" };
+		int r = machine_create(&m, &c, &err);
+		if (t[i].chosen < 0) {
+			assert_int_equal(r, -EINVAL);
+			assert_non_null(strstr(err.text, t[i].says));
+			continue;
+		}
+		assert_int_equal(r, 0);
+		assert_int_equal(fake.config.irqchip, t[i].chosen);
+		machine_destroy(m);
+	}
+	struct machine_config c = config();
+	struct machine *m = NULL;
+	struct error err = { "" };
+	c.irqchip = "split";
+	assert_int_equal(machine_create(&m, &c, &err), -EINVAL);
+	assert_non_null(strstr(err.text, "--accel fake has no interrupt controllers of its own"));
+}
+
+static void test_irqchip_kernel(void **state)
+{
+	(void)state;
+	struct machine_config c = chip_config(BOTH, "kernel");
+	SCRIPT(0, FAKE_IN(0x20, 1), FAKE_IN(0x43, 1), FAKE_IN(0x61, 1), FAKE_LOAD(0xfec00000, 4), FAKE_LOAD(0xfee00030, 4), /* not ours */
+	       FAKE_OUT(0x3f9, 1, 2), FAKE_OUT(0x3fc, 1, 8), FAKE_STORE(HPET(0x10), 4, 3), FAKE_STORE(HPET(0x10), 4, 0), FAKE_OUT(0xf4, 4, 0));
+	struct machine_result r = run(&c);
+	assert_int_equal(r.end, MACHINE_DEBUG_EXIT);
+	for (int i = 0; i < 3; i++)
+		assert_int_equal(script0[i].exit.pio.value, 0xff);
+	for (int i = 3; i < 5; i++)
+		assert_int_equal(script0[i].exit.mmio.value, 0xffffffff);
+	/* The serial line's interrupt; the PIT gives way to the HPET in legacy replacement mode. */
+	assert_non_null(strstr(fake.log, "gsi 4=1 "));
+	assert_non_null(strstr(fake.log, "pit 0 "));
+	assert_non_null(strstr(fake.log, "pit 1 "));
+	/* Virtual wire mode: SVR, LINT0, LINT1. */
+	assert_int_equal(fake.lapic.reg[0xf], 0x10f);
+	assert_int_equal(fake.lapic.reg[0x35], 0x700);
+	assert_int_equal(fake.lapic.reg[0x36], 0x400);
+}
+
+static void test_irqchip_split(void **state)
+{
+	(void)state;
+	struct machine_config c = chip_config(BOTH, "split");
+	/* COM1's pin 4, level-triggered, vector 0x41, to logical 0x02: sent when the line rises, and again by an EOI while it is up. */
+	SCRIPT(0, FAKE_STORE(0xfec00000, 4, 0x19), FAKE_STORE(0xfec00010, 4, 0x02000000), FAKE_STORE(0xfec00000, 4, 0x18), FAKE_STORE(0xfec00010, 4, 0x8841),
+	       FAKE_OUT(0x3fc, 1, 8), FAKE_OUT(0x3f9, 1, 2), FAKE_EXIT(ACCEL_EXIT_EOI, .eoi = { 0x42 }), FAKE_EXIT(ACCEL_EXIT_EOI, .eoi = { 0x41 }),
+	       FAKE_OUT(0x3f9, 1, 0), FAKE_EXIT(ACCEL_EXIT_EOI, .eoi = { 0x41 }),
+	       /* The PIC: its interrupt is there to be acknowledged, through no LAPIC of ours. */
+	       FAKE_OUT(0x20, 1, 0x11), FAKE_OUT(0x21, 1, 0x20), FAKE_OUT(0x21, 1, 4), FAKE_OUT(0x21, 1, 1), FAKE_OUT(0x21, 1, 0xef), FAKE_ACK(),
+	       FAKE_OUT(0x3f9, 1, 2), FAKE_ACK(), FAKE_ACK(), FAKE_OUT(0xf4, 4, 0));
+	struct machine_result r = run(&c);
+	assert_int_equal(r.end, MACHINE_DEBUG_EXIT);
+	const char *sent = "msi fee02004,c041 ";
+	const char *first = strstr(fake.log, sent), *second = first ? strstr(first + 1, sent) : NULL;
+	assert_non_null(strstr(fake.log, "route 4=fee02004,c041 "));
+	assert_non_null(second);
+	assert_int_equal(script0[15].result, -1);
+	assert_int_equal(script0[17].result, 0x24);
+	assert_int_equal(script0[18].result, -1);
+}
+
+static void test_tsc(void **state)
+{
+	(void)state;
+	uint64_t host = clock_tsc_hz(), told = 1;
+	struct error err = { "" };
+	struct machine_config c = chip_config(BOTH, "kernel");
+	struct vm_config vm = { .accel = c.accel, .irqchip = ACCEL_IRQCHIP_KERNEL };
+	assert_int_equal(hosted_check_tsc(&vm, &told, &err), 0);
+	assert_int_equal(told, 0);
+	vm.tsc_hz = host + host / 5000;
+	assert_int_equal(hosted_check_tsc(&vm, &told, &err), 0);
+	assert_int_equal(told, 0);
+	vm.tsc_hz = host - host / 1000;
+	assert_int_equal(hosted_check_tsc(&vm, &told, &err), -ENOTSUP);
+	assert_non_null(strstr(err.text, "this host cannot scale it"));
+	fake.caps |= ACCEL_CAP_TSC_SCALING;
+	assert_int_equal(hosted_check_tsc(&vm, &told, &err), 0);
+	assert_int_equal(told, vm.tsc_hz);
+	vm.irqchip = ACCEL_IRQCHIP_USER;
+	assert_int_equal(hosted_check_tsc(&vm, &told, &err), -ENOTSUP);
+	assert_non_null(strstr(err.text, "--irqchip user cannot"));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -288,6 +490,10 @@ int main(void)
 		cmocka_unit_test(test_devices),
 		cmocka_unit_test(test_refuses),
 		cmocka_unit_test(test_stop),
+		cmocka_unit_test(test_irqchip_choice),
+		cmocka_unit_test(test_irqchip_kernel),
+		cmocka_unit_test(test_irqchip_split),
+		cmocka_unit_test(test_tsc),
 	};
 	return cmocka_run_group_tests(tests, make_kernel, remove_kernel);
 }

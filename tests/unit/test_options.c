@@ -34,13 +34,15 @@ static void everything(void **unused)
 	(void)unused;
 	struct run_options o;
 	struct error err;
-	char *argv[] = { "--accel=dbt", "--kernel", "k", "--initrd", "i", "--append=--x y", "--memory", "2G", "--cpus", "16",
+	char *argv[] = { "--accel=dbt", "--kernel", "k", "--initrd", "i", "--append=--x y", "--memory", "2G", "--cpus", "16", "--cpu", "x86-64-v2,+aes,-pcid",
 			 "--serial", "file:log", "--no-reboot", "--debug", "one-insn,tiny-tlb", "--code-cache", "64K" };
 	assert_int_equal(options_parse(&o, sizeof(argv) / sizeof(argv[0]), argv, &err), 0);
 	assert_string_equal(o.accel, "dbt");
 	assert_string_equal(o.append, "--x y");
 	assert_true(o.memory == 2ull << 30);
 	assert_int_equal(o.cpus, 16);
+	assert_string_equal(o.cpu, "x86-64-v2,+aes,-pcid");
+	assert_false(o.cpu_help);
 	assert_string_equal(o.serial, "file:log");
 	assert_true(o.no_reboot);
 	assert_int_equal(o.debug, ACCEL_DEBUG_ONE_INSN | ACCEL_DEBUG_TINY_TLB);
@@ -76,6 +78,7 @@ static void refusals(void **unused)
 		{ { "stray" }, "unexpected argument \"stray\"" },
 		{ { "--no-reboot=yes" }, "--no-reboot takes no value" },
 		{ { "--accel", "turbo" }, "--accel turbo: no such accelerator" },
+		{ { "--irqchip", "kvm" }, "--irqchip kvm: no such kind; choose auto, kernel, split or user" },
 		{ { "--memory", "0" }, "--memory 0: too little" },
 		{ { "--memory", "15M" }, "at least 16M" },
 		{ { "--memory", "512" }, "--memory 512: too little" },
@@ -91,6 +94,10 @@ static void refusals(void **unused)
 		{ { "--cpus", "17" }, "--cpus 17" },
 		{ { "--cpus", "two" }, "--cpus two: not a number" },
 		{ { "--cpus", "4294967297" }, "--cpus 4294967297" },
+		{ { "--cpu=" }, "--cpu is empty" },
+		{ { "--cpu", "z80" }, "--cpu z80: no such model" },
+		{ { "--cpu", "host,+mmx3" }, "--cpu +mmx3: no such feature" },
+		{ { "--cpu", "host,-lm" }, "--cpu -lm: every x86-64 processor has it" },
 		{ { "--serial", "tcp" }, "--serial tcp: no such kind" },
 		{ { "--serial", "file:" }, "--serial file: without a path" },
 		{ { "--debug", "one-insn,slow" }, "--debug slow: no such mode" },

@@ -1,5 +1,6 @@
 /* The register files in front of a device: PCI (virtio 1.2 4.1) and MMIO (4.2), each driven to a request and its answer. */
 #include <errno.h>
+#include <unistd.h>
 
 #include "device/virtio/rng.h"
 #include "device/virtio/virtio_transport.h"
@@ -547,11 +548,130 @@ static void mmio_odd_accesses(void **state)
 	stop(&m);
 }
 
+/* --- kicks by eventfd --- */
+
+/* What an accelerator with ioeventfds would know: one bell at most, for the one queue. */
+struct ringer {
+	bool there;
+	struct bus_doorbell bell;
+};
+
+static int take_bell(void *opaque, const struct bus *bus, const struct bus_doorbell *bell, bool on)
+{
+	struct ringer *r = opaque;
+	(void)bus;
+	assert_int_equal(r->there, !on);
+	if (!on)
+		assert_int_equal(r->bell.addr, bell->addr);
+	r->there = on;
+	r->bell = *bell;
+	return 0;
+}
+
+static void hook(struct machine *m, struct ringer *r)
+{
+	*r = (struct ringer){ 0 };
+	m->b.mmio.host_doorbell = take_bell;
+	m->b.mmio.host_opaque = r;
+	bench_run(&m->b);
+}
+
+/* The write that does not come out: the loop serves the queue. */
+static void ring(struct machine *m, struct ringer *r)
+{
+	pthread_mutex_lock(&m->b.lock);
+	publish(m);
+	pthread_mutex_unlock(&m->b.lock);
+	uint64_t one = 1;
+	assert_int_equal(write(r->bell.fd, &one, sizeof(one)), sizeof(one));
+	for (int i = 0; i < 3000; i++) {
+		pthread_mutex_lock(&m->b.lock);
+		bool done = used(m) == m->published;
+		pthread_mutex_unlock(&m->b.lock);
+		if (done)
+			return;
+		bench_sleep_us(1000);
+	}
+	fail_msg("nobody heard the bell");
+}
+
+static void pci_doorbells(void **state)
+{
+	(void)state;
+	struct machine m;
+	struct ringer ringer;
+	start_pci(&m);
+	hook(&m, &ringer);
+	struct regs r = find_regs(&m);
+	for (int i = 0; i < 2; i++) {
+		negotiate_pci(&m, &r);
+		set_up_pci_queue(&m, &r);
+		assert_false(ringer.there); /* not before DRIVER_OK */
+		wr(&m, r.common + 0x14, 1, 15);
+		assert_true(ringer.there);
+		assert_int_equal(ringer.bell.addr, r.notify);
+		assert_int_equal(ringer.bell.size, 0);
+		assert_false(ringer.bell.match);
+		ring(&m, &ringer);
+		kick_pci(&m, &r); /* one that comes out all the same */
+		ring(&m, &ringer);
+
+		/* It goes where the BAR goes, and away with decoding and with bus mastering. */
+		cf_write(&m, PCI_BAR0, 4, (uint32_t)BAR + 0x100000);
+		assert_true(ringer.there);
+		assert_int_equal(ringer.bell.addr, r.notify + 0x100000);
+		ring(&m, &ringer);
+		cf_write(&m, PCI_BAR0, 4, (uint32_t)BAR);
+		assert_int_equal(ringer.bell.addr, r.notify);
+		cf_write(&m, PCI_COMMAND, 2, PCI_COMMAND_MASTER);
+		assert_false(ringer.there);
+		cf_write(&m, PCI_COMMAND, 2, PCI_COMMAND_MEMORY);
+		assert_false(ringer.there);
+		cf_write(&m, PCI_COMMAND, 2, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
+		assert_true(ringer.there);
+		ring(&m, &ringer);
+		wr(&m, r.common + 0x14, 1, 0);
+		assert_false(ringer.there);
+	}
+	negotiate_pci(&m, &r);
+	wr(&m, r.common + 0x14, 1, 15);
+	assert_true(ringer.there);
+	bench_halt(&m.b);
+	stop(&m);
+	assert_false(ringer.there);
+}
+
+static void mmio_doorbells(void **state)
+{
+	(void)state;
+	struct machine m;
+	struct ringer ringer;
+	start_mmio(&m);
+	hook(&m, &ringer);
+	for (int i = 0; i < 2; i++) {
+		set_up_mmio(&m);
+		set_up_mmio_queue(&m);
+		assert_false(ringer.there);
+		wr(&m, MMIO + 0x70, 4, 15);
+		assert_true(ringer.there);
+		assert_int_equal(ringer.bell.addr, MMIO + 0x50);
+		assert_int_equal(ringer.bell.size, 4);
+		assert_true(ringer.bell.match);
+		assert_int_equal(ringer.bell.value, 0);
+		ring(&m, &ringer);
+		wr(&m, MMIO + 0x70, 4, 0);
+		assert_false(ringer.there);
+	}
+	bench_halt(&m.b);
+	stop(&m);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(pci_identity),	    cmocka_unit_test(pci_intx), cmocka_unit_test(pci_msix),	    cmocka_unit_test(pci_queue_reset),
 		cmocka_unit_test(pci_window),	    cmocka_unit_test(pci_odd_accesses), cmocka_unit_test(mmio), cmocka_unit_test(mmio_odd_accesses),
+		cmocka_unit_test(pci_doorbells),    cmocka_unit_test(mmio_doorbells),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

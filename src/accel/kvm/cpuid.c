@@ -168,6 +168,8 @@ int kvm_cpuid_set(struct accel_vcpu *v)
 	if (!k)
 		return -ENOMEM;
 	v->cpuid = *v->config.cpuid;
+	if (kvm_has_lapic(v->vm))
+		kvm_paravirt_cpuid(v, k, ENTRIES_MAX);
 	k->nent = (uint32_t)v->cpuid.n;
 	for (int i = 0; i < v->cpuid.n; i++)
 		k->entries[i] = to_entry(&v->cpuid.leaf[i]);

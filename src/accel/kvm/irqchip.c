@@ -237,9 +237,14 @@ unsigned kvm_irqchip_caps(int fd)
 	       (has(fd, KVM_CAP_TSC_CONTROL) ? ACCEL_CAP_TSC_SCALING : 0);
 }
 
+/* A software KVM (its ring 0 is interpreted) is better off with ours. The one that we know ends an interrupt when its LAPIC delivers it, so handlers
+ * are not kept from each other; and its LAPIC's timer, which goes on at its own pace however slow ring 0 is, can leave the guest no time for
+ * anything but the handler. Ours keep interrupts in service, and a late tick waits for the guest. */
 static enum accel_irqchip best(void)
 {
-	return ACCEL_IRQCHIP_KERNEL;
+	struct kvm_probe probe;
+	kvm_probe(&probe, KVM_PROBE_MEASURE, NULL);
+	return probe.state == KVM_PROBE_SLOW ? ACCEL_IRQCHIP_USER : ACCEL_IRQCHIP_KERNEL;
 }
 
 static int create_kernel(struct accel_vm *vm, struct error *err)

@@ -156,6 +156,7 @@ static int start_vcpu(struct accel_vcpu *v, struct error *err)
 	int r = kvm_cpuid_set(v);
 	if (r)
 		return error_set(err, -r, "KVM does not take the CPUID table of vCPU %u: %s", v->config.index, strerror(-r));
+	kvm_msr_reset(v);
 	r = kvm_state_init(v);
 	if (r)
 		return error_set(err, -r, "no memory for vCPU %u", v->config.index);

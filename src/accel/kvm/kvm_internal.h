@@ -138,6 +138,11 @@ int kvm_vcpu_run(struct accel_vcpu *v);
 void kvm_vcpu_kick(struct accel_vcpu *v);
 void kvm_vcpu_nmi(struct accel_vcpu *v);
 
+/* --- paravirt.c --- */
+
+/* Of v->cpuid, what depends on KVM having the LAPIC: the leaf of paravirtual features (if there is one) and the deadline timer. `room` is scratch. */
+void kvm_paravirt_cpuid(struct accel_vcpu *v, struct kvm_cpuid2 *room, unsigned nroom);
+
 /* --- irqchip.c --- */
 
 /* KVM's own controllers, before there is a vCPU: as vm->irqchip says. 0 or -errno with err. */
@@ -164,6 +169,8 @@ void kvm_remove_memory(struct accel_vm *vm);
 
 /* Leave all MSRs but those that the policy gives to KVM to exits. Once the VM's LAPICs are chosen, before a vCPU is made. */
 int kvm_filter_msrs(struct accel_vm *vm, struct error *err);
+/* What firmware would have set. After the vCPU has its CPUID. */
+void kvm_msr_reset(struct accel_vcpu *v);
 /* Answer for an MSR that came out, if the policy has a constant for it: *refused says that the guest gets #GP. False: the handler's. */
 bool kvm_msr_answer(uint32_t index, bool write, uint64_t *value, bool *refused);
 

@@ -8,6 +8,7 @@
 
 #include "accel/kvm/kvm_internal.h"
 #include "base/error.h"
+#include "cpu/x86/features.h"
 #include "cpu/x86/msr_table.h"
 
 static bool stays(const struct accel_vm *vm, const struct x86_msr *m)
@@ -42,6 +43,17 @@ static void fill(const struct accel_vm *vm, struct kvm_msr_filter_range *range, 
 	*range = (struct kvm_msr_filter_range){ .flags = KVM_MSR_FILTER_READ | KVM_MSR_FILTER_WRITE, .nmsrs = n, .base = base, .bitmap = bitmap };
 }
 
+/* What CPUID does not show should not be there either: RDPMC raises #GP, MONITOR and MWAIT raise #UD. An older KVM cannot (Linux 5.18, 5.19); there MWAIT
+ * does nothing, which keeps no processor. */
+static void hide(struct accel_vm *vm)
+{
+	struct kvm_enable_cap counters = { .cap = KVM_CAP_PMU_CAPABILITY, .args[0] = KVM_PMU_CAP_DISABLE };
+	struct kvm_enable_cap mwait = { .cap = KVM_CAP_DISABLE_QUIRKS2, .args[0] = KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS };
+
+	ioctl(vm->fd, KVM_ENABLE_CAP, &counters);
+	ioctl(vm->fd, KVM_ENABLE_CAP, &mwait);
+}
+
 /* Linux Documentation/virt/kvm/api.rst 4.97 KVM_X86_SET_MSR_FILTER, 7.21 KVM_CAP_X86_USER_SPACE_MSR, 8.35 KVM_CAP_PMU_CAPABILITY. */
 int kvm_filter_msrs(struct accel_vm *vm, struct error *err)
 {
@@ -61,10 +73,21 @@ int kvm_filter_msrs(struct accel_vm *vm, struct error *err)
 	fill(vm, &filter.ranges[3], 0xc0010000, AMD, at += SYSCALLS / 8);
 	if (ioctl(vm->fd, KVM_X86_SET_MSR_FILTER, &filter) < 0)
 		return error_set(err, errno, "this KVM has no MSR filter (Linux 5.10 or later has): %s", strerror(errno));
-	/* No counters, and RDPMC raises #GP. Before Linux 5.18 only CPUID says so. */
-	cap = (struct kvm_enable_cap){ .cap = KVM_CAP_PMU_CAPABILITY, .args[0] = KVM_PMU_CAP_DISABLE };
-	ioctl(vm->fd, KVM_ENABLE_CAP, &cap);
+	hide(vm);
 	return 0;
+}
+
+void kvm_msr_reset(struct accel_vcpu *v)
+{
+	const uint64_t tsc_freq_sel = 1 << 24; /* the TSC counts at the P0 frequency: Linux calls it a firmware bug if not. AMD PPR, Core::X86::Msr::HWCR */
+	const uint32_t *vendor = x86_cpuid_reg(&v->cpuid, 0, 0, X86_EBX);
+	struct {
+		struct kvm_msrs head;
+		struct kvm_msr_entry entry;
+	} hwcr = { .head.nmsrs = 1, .entry = { .index = 0xc0010015, .data = tsc_freq_sel } };
+
+	if (vendor && !memcmp(vendor, "Auth", 4))
+		ioctl(v->fd, KVM_SET_MSRS, &hwcr); /* KVM takes it since Linux 6.7 */
 }
 
 bool kvm_msr_answer(uint32_t index, bool write, uint64_t *value, bool *refused)

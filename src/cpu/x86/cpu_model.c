@@ -402,6 +402,16 @@ int x86_cpu_resolve(struct x86_cpu *out, const struct x86_cpu_request *request, 
 
 /* --- for people --- */
 
+const char *x86_cpu_best_level(const struct x86_cpu_offer *offer)
+{
+	const char *best = "none";
+
+	for (int i = 0; i < x86_cpu_models_count; i++)
+		if (x86_cpu_models[i].level && !check_level(&x86_cpu_models[i], offer, NULL))
+			best = x86_cpu_models[i].name;
+	return best;
+}
+
 static const char *const group_names[] = {
 	[X86_LEVEL_1] = "x86-64", [X86_LEVEL_2] = "v2", [X86_LEVEL_3] = "v3", [X86_LEVEL_4] = "v4", [X86_INSN] = "program", [X86_KERNEL] = "kernel",
 	[X86_GUARD] = "guard",

@@ -77,6 +77,9 @@ void x86_cpu_offer_table(struct x86_cpu_offer *out, const char *accel, const str
 /* -EINVAL with err if something was asked for that cannot be. */
 int x86_cpu_resolve(struct x86_cpu *out, const struct x86_cpu_request *request, const struct x86_cpu_offer *offer, struct error *err);
 
+/* The highest level of the psABI that is whole in an offer, "none" if there is no such. */
+const char *x86_cpu_best_level(const struct x86_cpu_offer *offer);
+
 /* The tables of models and features for people: a column for the host and one for each of `n` offers. */
 void x86_cpu_print(FILE *to, const struct x86_cpu_offer *offers, int n);
 

@@ -27,16 +27,10 @@ struct x86_cpuid_table {
 	struct x86_cpuid_leaf leaf[X86_CPUID_MAX];
 };
 
-/* Bits of leaf 0x40000001 that a guest of any accelerator is told. */
-#define X86_KVM_NOP_IO_DELAY (1u << 1)
-#define X86_KVM_CLOCKSOURCE2 (1u << 3)
-#define X86_KVM_CLOCKSOURCE_STABLE (1u << 24)
-
 struct x86_cpuid_policy {
 	unsigned vcpu, ncpus;  /* APIC id = vcpu index */
 	uint64_t tsc_hz;
 	bool kvm_leaves;       /* 0x40000000: "KVMKVMKVM", kvm-clock */
-	uint32_t kvm_features; /* what leaf 0x40000001 eax tells beside the above: for who runs the interfaces behind the bits */
 	const struct x86_cpu *cpu; /* NULL: what interpreter and translator show by default */
 };
 

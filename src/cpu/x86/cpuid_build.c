@@ -136,15 +136,15 @@ static void add_frequency(struct x86_cpuid_table *t, uint64_t tsc_hz)
 	l->ecx = 100;
 }
 
-/* Linux Documentation/virt/kvm/x86/cpuid.rst. */
-static void add_kvm(struct x86_cpuid_table *t, uint32_t more)
+/* Linux Documentation/virt/kvm/x86/cpuid.rst. What a KVM with a LAPIC of its own has beyond that, accel/kvm adds. */
+static void add_kvm(struct x86_cpuid_table *t)
 {
 	struct x86_cpuid_leaf *l = add(t, 0x40000000);
 
 	l->eax = 0x40000001;
 	put_vendor(l, "KVMKM\0\0\0VMKV"); /* ebx, edx, ecx: "KVMKVMKVM" */
 	l = add(t, 0x40000001);
-	l->eax = X86_KVM_NOP_IO_DELAY | X86_KVM_CLOCKSOURCE2 | X86_KVM_CLOCKSOURCE_STABLE | more;
+	l->eax = 1 << 1 /* no I/O delay */ | 1 << 3 /* kvm-clock, new MSRs */ | 1 << 24 /* clock is stable across vCPUs */;
 }
 
 static void add_extended(struct x86_cpuid_table *t, const struct x86_cpuid_policy *policy, unsigned bits)
@@ -213,7 +213,7 @@ static void build(struct x86_cpuid_table *t, const struct x86_cpuid_policy *poli
 	add_xsave(t, cpu);
 	add_frequency(t, policy->tsc_hz);
 	if (policy->kvm_leaves)
-		add_kvm(t, policy->kvm_features);
+		add_kvm(t);
 	add_extended(t, policy, bits);
 	add_caches(t, cpu, bits);
 

@@ -41,6 +41,7 @@ struct virtio_mmio {
 	struct irq_line irq;
 	uint32_t device_features_sel, driver_features_sel, queue_sel;
 	uint32_t interrupts; /* what InterruptStatus says; the line is up while it is not 0 */
+	struct virtio_doorbells *bells;
 };
 
 static void set_interrupts(struct virtio_mmio *t, uint32_t causes)
@@ -133,6 +134,7 @@ static void write_register(struct virtio_mmio *t, unsigned offset, uint32_t valu
 			t->device_features_sel = t->driver_features_sel = t->queue_sel = 0;
 			set_interrupts(t, 0);
 		}
+		virtio_doorbells_place(t->bells, t->bus, &(struct virtio_doorbell_layout){ .addr = t->base + QUEUE_NOTIFY });
 		break;
 	case QUEUE_DESC:
 	case QUEUE_DESC + 4:
@@ -187,6 +189,7 @@ int virtio_mmio_create(struct virtio_mmio **out, struct virtio_device *d, struct
 		return r;
 	}
 	virtio_connect(d, &(struct virtio_interrupt){ .queue = queue_interrupt, .config = config_interrupt, .opaque = t });
+	t->bells = virtio_doorbells_create(d);
 	*out = t;
 	return 0;
 }
@@ -198,5 +201,6 @@ void virtio_mmio_destroy(struct virtio_mmio *t)
 	virtio_connect(t->d, &(struct virtio_interrupt){ 0 });
 	set_interrupts(t, 0);
 	bus_unmap(t->bus, t->base);
+	virtio_doorbells_destroy(t->bells);
 	free(t);
 }

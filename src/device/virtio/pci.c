@@ -51,7 +51,15 @@ struct virtio_pci {
 	unsigned nvectors;
 	uint8_t isr;
 	uint8_t window; /* offset of the PCI configuration access capability */
+	struct virtio_doorbells *bells;
+	struct bus *at_bus; /* where BAR 0 is mapped, or NULL */
+	uint64_t at_base;
 };
+
+static void place_bells(struct virtio_pci *t)
+{
+	virtio_doorbells_place(t->bells, t->at_bus, &(struct virtio_doorbell_layout){ .addr = t->at_base + NOTIFY, .stride = NOTIFY_MULTIPLIER });
+}
 
 /* --- interrupts (4.1.4.5, 4.1.5.1) --- */
 
@@ -150,6 +158,7 @@ static void write_status(struct virtio_pci *t, uint8_t status)
 	virtio_set_status(t->d, status);
 	if (!status)
 		reset_registers(t);
+	place_bells(t);
 }
 
 /* Fields are written in one access of their size, addresses in one or two halves (4.1.3.1); anything else is ignored. */
@@ -232,7 +241,17 @@ static void bar_write(void *opaque, uint64_t offset, unsigned size, uint64_t val
 		common_write(t, at, size, value);
 }
 
-static const struct bus_ops bar_ops = { .name = "virtio", .min_size = 1, .max_size = 4, .read = bar_read, .write = bar_write };
+static void bar_moved(void *opaque, struct bus *bus, uint64_t base, bool on)
+{
+	struct virtio_pci *t = opaque;
+	t->at_bus = on ? bus : NULL;
+	t->at_base = base;
+	place_bells(t);
+}
+
+static const struct bus_ops bar_ops = {
+	.name = "virtio", .min_size = 1, .max_size = 4, .read = bar_read, .write = bar_write, .moved = bar_moved
+};
 
 /* --- capabilities --- */
 
@@ -291,8 +310,10 @@ static void config_written(struct pci_device *pci, unsigned offset, unsigned siz
 	struct virtio_pci *t = (struct virtio_pci *)pci;
 	uint32_t at, length;
 	/* A kernel that hands over to another switches it off so that buffers of the first are left alone. */
-	if (offset < PCI_COMMAND + 2 && offset + size > PCI_COMMAND)
+	if (offset < PCI_COMMAND + 2 && offset + size > PCI_COMMAND) {
 		virtio_allow_dma(t->d, pci_dma_allowed(pci));
+		place_bells(t);
+	}
 	if (window_target(pci, t->window, offset, size, &at, &length))
 		bar_write(t, at, length, pci_get32(pci, t->window + CAP_EXTRA) & UINT32_MAX >> (32 - 8 * length));
 }
@@ -350,6 +371,7 @@ int virtio_pci_create(struct virtio_pci **out, struct virtio_device *d, struct p
 		return r;
 	}
 	virtio_connect(d, &(struct virtio_interrupt){ .queue = queue_interrupt, .config = config_interrupt, .opaque = t });
+	t->bells = virtio_doorbells_create(d);
 	*out = t;
 	return 0;
 }
@@ -360,5 +382,6 @@ void virtio_pci_destroy(struct virtio_pci *t)
 		return;
 	virtio_connect(t->d, &(struct virtio_interrupt){ 0 });
 	pci_detach(&t->pci);
+	virtio_doorbells_destroy(t->bells);
 	free(t);
 }

@@ -46,6 +46,22 @@ void virtio_kick(struct virtio_device *d, unsigned q);
 /* May the device use guest memory? Bus mastering of PCI; true at first. While not, queues look empty and nothing is used. */
 void virtio_allow_dma(struct virtio_device *d, bool allowed);
 
+/* --- kicks by eventfd --- */
+
+/* Queue q's register: at addr + q * stride, of any size; or, with stride 0, q written to the 32-bit register at addr. */
+struct virtio_doorbell_layout {
+	uint64_t addr;
+	uint32_t stride;
+};
+
+struct virtio_doorbells;
+/* NULL without memory: then kicks come out as writes, as they do wherever the bus's doorbells do not save the exit. For all its queues; the device
+ * outlives it. */
+struct virtio_doorbells *virtio_doorbells_create(struct virtio_device *d);
+void virtio_doorbells_destroy(struct virtio_doorbells *b);
+/* The transport's registers are there now (bus NULL: nowhere), or the device's status changed: they are in place while the device is live. */
+void virtio_doorbells_place(struct virtio_doorbells *b, struct bus *bus, const struct virtio_doorbell_layout *at);
+
 /* --- transports --- */
 
 struct virtio_pci;
