@@ -7,12 +7,14 @@
 #   make test     every test; ends in "N passed, N failed, N skipped"
 #   make bench    native, Trapline and QEMU TCG side by side; writes bench/RESULTS.md
 #   make fuzz     the fuzzers, FUZZ_SECONDS each (default 60); FUZZ='virtio-*' names those to run
+#   make test-kvm-long  Debian's kernel under --accel kvm up to init; many minutes where KVM is a software one
 #   make asan     make test with address and undefined-behaviour sanitizers
 #   make soak     a Debian system under disk, network and memory load for SOAK_SECONDS (default 600)
 #   make install  install under PREFIX (default /usr/local), DESTDIR honoured
 #
 # Knobs of `make run`: ACCEL, CPUS, MEMORY, APPEND (added to the kernel command line), FLAVOUR (cloud or amd64). Of `make demo`: the first four.
 # Knobs of `make test`: TESTS (pytest -k), TRAPLINE_TEST_ACCELS; of `make bench`: BENCH (arguments for bench/run.py).
+#   of `make test-kvm-long`: KVM_LONG (arguments for tests/kvm_long.py).
 
 BUILD ?= build
 PREFIX ?= /usr/local
@@ -46,10 +48,15 @@ bench: build
 	@scripts/deps.sh bench
 	@/usr/bin/python3 bench/run.py --build $(BUILD) $(BENCH)
 	@/usr/bin/python3 bench/io.py --build $(BUILD) $(BENCH_IO)
+	@/usr/bin/python3 bench/exits.py --build $(BUILD) $(BENCH_EXITS)
 
 soak: build
 	@scripts/deps.sh test
 	@/usr/bin/python3 tests/soak.py --build $(BUILD) --seconds $(SOAK_SECONDS)
+
+test-kvm-long: build
+	@scripts/deps.sh test
+	@/usr/bin/python3 tests/kvm_long.py --build $(BUILD) $(KVM_LONG)
 
 fuzz: build
 	@scripts/fuzz.sh $(BUILD) $(FUZZ_SECONDS)
@@ -67,4 +74,4 @@ install: build
 clean:
 	rm -rf $(BUILD) build-asan build-fuzz
 
-.PHONY: all build run demo demo-disk test bench fuzz asan soak install clean
+.PHONY: all build run demo demo-disk test test-kvm-long bench fuzz asan soak install clean

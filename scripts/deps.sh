@@ -18,7 +18,9 @@ test)
 	need="$need passt iproute2" # --net passt; --net tap's namespace
 	need="$need nbdkit qemu-utils gnutls-bin" # peers of the NBD client; qemu-img makes and judges qcow2 images
 	need="$need qemu-system-common" # qemu-storage-daemon and virtiofsd: vhost-user back ends
+	need="$need lz4" # the kernel inside a vmlinuz
 	need="$need openssh-client iperf3" # into the demo system, and the soak's traffic
+	need="$need gdb binutils" # the gdb stub's client, and the tools that make it a symbol file
 	;;
 bench) need="cpio python3 python3-pexpect qemu-system-x86 openssh-client iperf3 passt iproute2" ;;
 demo) need="debootstrap e2fsprogs qemu-utils openssh-client zstd" ;;

@@ -131,7 +131,8 @@ void gdb_stub_report(struct gdb_stub *g)
 	gdb_stub_send(g, text, len);
 }
 
-/* All stand: choose one that stopped by itself, in turn. Of the others a point's hit is kept for the next time; an INT3 they meet again. */
+/* All stand: choose one that stopped by itself, in turn. The others keep a point's hit until it is their turn to go on (gdb may have taken the
+ * point away for a moment, to step the chosen one over it); an INT3 they meet again. */
 static void choose(struct gdb_stub *g)
 {
 	int chosen = -1;
@@ -141,7 +142,7 @@ static void choose(struct gdb_stub *g)
 		bool tell = worth_telling(g, n);
 		if (tell && chosen < 0)
 			chosen = (int)n;
-		else if (v->stop == VCPU_STOP_DEBUG && !(tell && v->debug.why >= ACCEL_STOP_EXEC))
+		else if (v->stop == VCPU_STOP_DEBUG && v->debug.why < ACCEL_STOP_EXEC)
 			v->stop = VCPU_STOP_NONE;
 		g->cpu[n].passing = false;
 	}
@@ -205,8 +206,8 @@ static void on_stopped(void *opaque, struct vcpu *v)
 	struct gdb_stub *g = opaque;
 	unsigned n = v->index;
 	struct gdb_cpu *c = &g->cpu[n];
-	if (g->state != GDB_RUNNING)
-		return; /* on_paused will look at it */
+	if (g->state != GDB_RUNNING || c->action == GDB_HOLD)
+		return; /* on_paused will look at it, or gdb has not let it go since */
 	g->cached = -1;
 	if (v->stop == VCPU_STOP_DEBUG && v->debug.why == ACCEL_STOP_STEP)
 		c->passing = false;

@@ -6,7 +6,7 @@
 
 #include "kvm_box.h"
 
-enum { DB = 1, UD = 6, NM = 7, NP = 11, GP = 13, PF = 14 };
+enum { DB = 1, BP = 3, UD = 6, NM = 7, NP = 11, GP = 13, PF = 14, MF = 16 };
 enum { RING0, RING3 };
 
 #define CODE(name, text) \
@@ -247,6 +247,166 @@ static bool mwait_nop(struct box *b)
 	return RUN(b, mwait, RING0) == BOX_HLT;
 }
 
+/* --- what ring 0 may load --- */
+
+CODE(lgdt, "mov $0x800000000000, %rax\n mov %rax, 2(%rdi)\n lgdt (%rdi)\n hlt");
+static bool lgdt_any(struct box *b)
+{
+	return RUN(b, lgdt, RING0) != GP;
+}
+
+CODE(wrmsr, "mov $0xc0000082, %ecx\n mov $0x8000, %edx\n wrmsr\n hlt");
+static bool msr_any(struct box *b)
+{
+	return RUN(b, wrmsr, RING0) != GP;
+}
+
+CODE(ltr, "mov $0x28, %eax\n ltr %ax\n hlt");
+static bool ltr_16(struct box *b)
+{
+	LOAD(b, ltr, RING0);
+	*box_word(b, b->sregs.gdt.base + 0x28) = 0x67 | 0x81ull << 40;
+	return box_run(b) != GP;
+}
+
+/* With PKU struck out of CPUID. */
+CODE(set_pke, "mov %cr4, %rax\n bts $22, %rax\n mov %rax, %cr4\n hlt");
+static bool cr4_any(struct box *b)
+{
+	struct {
+		struct kvm_cpuid2 head;
+		struct kvm_cpuid_entry2 entry[256];
+	} k = { .head.nent = 256 };
+	if (ioctl(b->kvm, KVM_GET_SUPPORTED_CPUID, &k) < 0)
+		return false;
+	for (unsigned i = 0; i < k.head.nent; i++)
+		if (k.entry[i].function == 7 && !k.entry[i].index)
+			k.entry[i].ecx &= ~(1u << 3);
+	return ioctl(b->cpu, KVM_SET_CPUID2, &k) >= 0 && RUN(b, set_pke, RING0) == BOX_HLT;
+}
+
+/* All pages of the box are the user's. */
+CODE(set_smap, "mov %cr4, %rax\n bts $21, %rax\n mov %rax, %cr4\n lea 1f(%rip), %rax\n lea (%rax,%rsi), %rax\n jmp *%rax\n 1: ud2");
+static bool smap_fetch(struct box *b)
+{
+	LOAD(b, set_smap, RING0);
+	b->regs.rsi = BOX_PAGES;
+	return box_run(b) != UD;
+}
+
+/* --- 32-bit protected mode --- */
+
+static void load32(struct box *b, const uint8_t *code, const uint8_t *end)
+{
+	load(b, code, end, RING0);
+	*box_word(b, b->sregs.gdt.base + BOX_KCODE) = 0x00cf9b000000ffff;
+	for (unsigned v = 0; v < 32; v++) {
+		uint64_t at = *box_word(b, b->sregs.idt.base + 16 * UD) & 0xffff;
+		at += (v - UD) * 16ull;
+		*box_word(b, b->sregs.idt.base + 0x800 + 8 * v) = at | BOX_KCODE << 16 | 0x8eull << 40;
+	}
+	b->sregs.idt = (struct kvm_dtable){ .base = b->sregs.idt.base + 0x800, .limit = 0xff };
+	b->sregs.cs.l = 0, b->sregs.cs.db = 1;
+	b->sregs.efer = 0, b->sregs.cr4 = 0x610, b->sregs.cr0 = 0x33;
+}
+
+CODE(set_pg, ".code32\n mov %cr0, %eax\n bts $31, %eax\n mov %eax, %cr0\n hlt\n.code64");
+static bool no_paging_32(struct box *b)
+{
+	load32(b, set_pg, set_pg_end);
+	*box_word(b, b->sregs.cr3) = 0x83; /* 4 MiB */
+	return box_run(b) != BOX_HLT;
+}
+
+static bool frame_base(struct box *b)
+{
+	load32(b, ud2, ud2_end);
+	b->sregs.ss.base = 0x100000;
+	if (box_run(b) != UD)
+		return true;
+	return (uint32_t)*box_word(b, 0x100000 + (uint32_t)b->regs.rsp) != BOX_CODE;
+}
+
+CODE(over, ".code32\n movw %fs:0xffffffff, %ax\n hlt\n.code64");
+static bool down_limit(struct box *b)
+{
+	load32(b, over, over_end);
+	b->sregs.fs.type = 7, b->sregs.fs.limit = 0xfff, b->sregs.fs.g = 0;
+	return box_run(b) != GP;
+}
+
+/* --- breakpoints --- */
+
+static void set_point(struct box *b, uint64_t at, uint64_t dr7)
+{
+	struct kvm_debugregs d = { .db[0] = at, .dr6 = 0xffff0ff0, .dr7 = 0x400 | dr7 };
+	ioctl(b->cpu, KVM_SET_DEBUGREGS, &d);
+}
+
+CODE(nops, "nop\n nop\n ud2");
+static bool user_bp(struct box *b)
+{
+	LOAD(b, nops, RING3);
+	set_point(b, BOX_CODE + 1, 1);
+	return box_run(b) != DB;
+}
+
+CODE(store, "mov %rax, (%rdi)\n nop\n ud2");
+static bool data_bp(struct box *b)
+{
+	LOAD(b, store, RING0);
+	set_point(b, BOX_DATA, 1 | 0xd << 16);
+	return box_run(b) != DB;
+}
+
+/* --- more of ring 3 --- */
+
+/* To ring 3 with RFLAGS from r8. */
+#define TO_USER "push $0x1b\n push %rdi\n push %r8\n push $0x23\n lea 1f(%rip), %rax\n push %rax\n iretq\n 1: "
+CODE(odd, "mov 1(%rdi), %ax\n ud2");
+static bool user_am(struct box *b)
+{
+	LOAD(b, odd, RING3);
+	b->regs.rflags |= 0x40000;
+	return box_run(b) != UD;
+}
+
+CODE(lar, "mov $0x1b, %ecx\n lar %ecx, %eax\n ud2");
+static bool user_lar(struct box *b)
+{
+	return RUN(b, lar, RING3) != UD || b->regs.rax != 0xcff300;
+}
+
+CODE(cr1, ".byte 0x0f, 0x20, 0xc8\n hlt");
+static bool user_cr1(struct box *b)
+{
+	return RUN(b, cr1, RING3) != UD;
+}
+
+CODE(mf, "fninit\n movl $0x37b, -4(%rsp)\n fldcw -4(%rsp)\n fld1\n fldz\n fdivrp\n mov $2, %r8d\n" TO_USER "fwait\n ud2");
+static bool user_mf(struct box *b)
+{
+	return RUN(b, mf, RING0) != MF;
+}
+
+CODE(lock_rdrand, ".byte 0xf0, 0x0f, 0xc7, 0xf0\n hlt");
+static bool lock_any(struct box *b)
+{
+	return RUN(b, lock_rdrand, RING0) != UD;
+}
+
+CODE(cr0_high, "mov %cr0, %rax\n bts $32, %rax\n mov %rax, %cr0\n hlt");
+static bool cr_high(struct box *b)
+{
+	return RUN(b, cr0_high, RING0) != GP;
+}
+
+CODE(fxsave_far, "mov $0x800000000000, %rax\n fxsave (%rax)\n hlt");
+static bool noncanon_pf(struct box *b)
+{
+	return RUN(b, fxsave_far, RING0) != GP;
+}
+
 static const struct probe {
 	struct kvm_defect defect;
 	bool (*found)(struct box *b);
@@ -275,6 +435,23 @@ static const struct probe {
 	{ { "msr-checks", "WRMSR takes values that raise #GP on processors: unknown memory types in IA32_PAT, a KERNEL_GS_BASE that is no address" }, msr_checks },
 	{ { "cr4-any", "CR4 takes bits of features that CPUID does not show" }, cr4_any },
 	{ { "mwait-nop", "MWAIT, which CPUID does not show, does nothing where #UD was asked for" }, mwait_nop },
+	{ { "lgdt-any", "LGDT takes a base that is not canonical" }, lgdt_any },
+	{ { "msr-any", "WRMSR takes an address that is not canonical" }, msr_any },
+	{ { "ltr-16", "LTR takes a 16-bit TSS in long mode" }, ltr_16 },
+	{ { "cr4-any", "CR4.PKE can be set although CPUID has no PKU" }, cr4_any },
+	{ { "smap-fetch", "SMAP keeps ring 0 from raising #UD on the user's pages: as if fetches were reads" }, smap_fetch },
+	{ { "no-paging-32", "paging cannot be switched on outside long mode" }, no_paging_32 },
+	{ { "frame-base", "an exception in ring 0 does not add the base of SS to where its frame goes" }, frame_base },
+	{ { "down-limit", "an access over the end of an expand-down segment is let through" }, down_limit },
+	{ { "user-bp", "DR0 to DR3 do not trigger in ring 3" }, user_bp },
+	{ { "data-bp", "data breakpoints do not trigger in ring 0" }, data_bp },
+	{ { "user-am", "RFLAGS.AC checks alignment in ring 3 although CR0.AM is clear" }, user_am },
+	{ { "user-lar", "LAR in ring 3 does not find the GDT" }, user_lar },
+	{ { "user-cr1", "MOV from CR1 in ring 3 raises #GP, not #UD" }, user_cr1 },
+	{ { "user-mf", "#MF in ring 3 arrives as another exception" }, user_mf },
+	{ { "lock-any", "LOCK before RDRAND is not refused" }, lock_any },
+	{ { "cr-high", "MOV CR0 and CR4 do not look at bits 63 to 32" }, cr_high },
+	{ { "noncanon-pf", "FXSAVE and IRET raise #PF at a non-canonical address" }, noncanon_pf },
 };
 #define PROBES (sizeof(probes) / sizeof(probes[0]))
 

@@ -239,6 +239,7 @@ static void refused(void)
 	cpuid(0xd, 0, r);
 	check_cell("XCR0 = 7", "size by CPUID", r[1], 832);
 	section("CR0.TS");
+	bool no_ts = skipping("user mode: CR0.TS", "user-ts");
 	static const u8 *const code[] = { xsave, xsavec, xsaveopt, xrstor, fxsave, fxrstor, vzeroupper };
 	u64 cr0 = read_cr0();
 	for (unsigned i = 0; i < sizeof(code) / sizeof(code[0]); i++) {
@@ -246,6 +247,8 @@ static void refused(void)
 			continue;
 		for (unsigned user = 0; user < 2; user++) {
 			in_user = user;
+			if (user && no_ts)
+				continue;
 			write_cr0(cr0 | 8);
 			f = run(code[i], area, 7);
 			write_cr0(cr0);

@@ -33,6 +33,7 @@
 
 #define PAGE_SIZE 4096ull
 #define PAGE_MASK (~(PAGE_SIZE - 1))
+#define STACK_NONE (1ull << 63) /* a stack window far from every canonical address: no check passes */
 
 /* Roles of host registers. */
 enum { T1 = H_R8, T2 = H_R9, GRP = H_R10, STK = H_R11, GSP = H_R15 };
@@ -455,6 +456,29 @@ static inline uint64_t dbt_shadow_top(const struct dbt_vcpu *v, int user)
 	return (uint64_t)(uintptr_t)v->shadow_base + (user ? 2 : 1) * (PAGE_SIZE + SHADOW_SIZE) - 64;
 }
 
+/* Of the user's stack: 64-bit and 32-bit code share it, and neither may return to the other's landings. (dispatch.c, light) */
+void dbt_shadow_share(struct dbt_vcpu *v, enum dbt_class class);
+/* Empty the stacks that a flush made stale. (dispatch.c, light) */
+void dbt_shadow_empty(struct dbt_vcpu *v);
+
+/* Make shadow_rsp the private stack of this class, which runs next. */
+static inline void dbt_shadow_select(struct dbt_vcpu *v, enum dbt_class class)
+{
+	if (v->shadow_class != class) {
+		if ((v->shadow_class != CLASS_SUPERVISOR) != (class != CLASS_SUPERVISOR)) {
+			uint64_t t = v->shadow_rsp;
+			v->shadow_rsp = v->shadow_other;
+			v->shadow_other = t;
+		}
+		v->shadow_class = (uint8_t)class;
+		v->stack_ntag = STACK_NONE;
+		if (class != CLASS_SUPERVISOR && __builtin_expect(v->user_class != class, 0))
+			dbt_shadow_share(v, class);
+	}
+	if (__builtin_expect(v->shadow_reset[0] | v->shadow_reset[1], 0))
+		dbt_shadow_empty(v);
+}
+
 /* --- signal.c --- */
 int dbt_signal_init(void);
 int dbt_signal_thread(struct dbt_vcpu *v);
@@ -491,9 +515,17 @@ bool dbt_page_breaks(const struct dbt_vcpu *v, uint64_t page);
 /* accel_ops.vcpu_run: until the exit handler returns non-zero, which is returned. */
 int dbt_run(struct dbt_vcpu *v);
 uint32_t dbt_mode(const struct dbt_vcpu *v);
+/* MODE_COMPAT and MODE_SEGS bits. (light) */
+uint32_t dbt_compat_mode(const struct x86_state *s);
+/* The mode of code of this class, with these bits from the control registers. */
+static inline uint32_t dbt_class_mode(const struct dbt_vcpu *v, uint32_t view, enum dbt_class class)
+{
+	if (class == CLASS_SUPERVISOR)
+		return (view & ~(uint32_t)MODE_TSD) | (__builtin_expect(v->s.rflags & FL_AC && view & MODE_SMAP, 0) ? MODE_OPEN : 0);
+	uint32_t mode = (view & ~(uint32_t)MODE_SMAP) | MODE_USER;
+	return class == CLASS_USER ? mode : mode | dbt_compat_mode(&v->s);
+}
 /* Not 64-bit code: does it run in compatibility mode with flat segments, at CPL 3? (light) */
 bool dbt_flat_compat(const struct x86_state *s);
-/* Make shadow_rsp the private stack of the current privilege class, and empty those that a flush made stale. (light) */
-void dbt_shadow_select(struct dbt_vcpu *v);
 
 #endif

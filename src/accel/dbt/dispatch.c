@@ -39,18 +39,19 @@ bool dbt_flat_compat(const struct x86_state *s)
 	       (cs->base | ss->base | ds->base | es->base) == 0 && is_data_4g(ss) && is_data_4g(ds) && is_data_4g(es);
 }
 
-static uint32_t compat_mode(const struct x86_state *s)
+uint32_t dbt_compat_mode(const struct x86_state *s)
 {
 	return MODE_COMPAT | (is_data_4g(&s->seg[SREG_FS]) ? MODE_FS32 : 0) | (is_data_4g(&s->seg[SREG_GS]) ? MODE_GS32 : 0);
 }
 
+static enum dbt_class current_class(const struct x86_state *s)
+{
+	return s->cpl != 3 ? CLASS_SUPERVISOR : __builtin_expect(x86_code64(s), 1) ? CLASS_USER : CLASS_COMPAT;
+}
+
 uint32_t dbt_mode(const struct dbt_vcpu *v)
 {
-	uint32_t mode = view_mode(&v->s);
-	if (v->s.cpl != 3)
-		return (mode & ~(uint32_t)MODE_TSD) | (__builtin_expect(v->s.rflags & FL_AC && mode & MODE_SMAP, 0) ? MODE_OPEN : 0);
-	mode = (mode & ~(uint32_t)MODE_SMAP) | MODE_USER;
-	return __builtin_expect(x86_code64(&v->s), 1) ? mode : mode | compat_mode(&v->s);
+	return dbt_class_mode(v, view_mode(&v->s), current_class(&v->s));
 }
 
 /* The state cannot run translated: the stepper takes it, an instruction at a time. */
@@ -61,34 +62,23 @@ static bool must_step(const struct dbt_vcpu *v)
 	return x86_code64(&v->s) ? v->s.cpl != 3 && v->s.cpl != 0 : !dbt_flat_compat(&v->s);
 }
 
-void dbt_shadow_select(struct dbt_vcpu *v)
+void dbt_shadow_share(struct dbt_vcpu *v, enum dbt_class class)
 {
-	uint8_t user = v->s.cpl == 3, class = !user ? CLASS_SUPERVISOR : __builtin_expect(x86_code64(&v->s), 1) ? CLASS_USER : CLASS_COMPAT;
-	if (v->shadow_class != class) {
-		if ((v->shadow_class != CLASS_SUPERVISOR) != user) {
-			uint64_t t = v->shadow_rsp;
-			v->shadow_rsp = v->shadow_other;
-			v->shadow_other = t;
-		}
-		v->shadow_class = class;
-		dbt_stack_window_drop(v);
-		if (user && v->user_class != class) {
-			/* 64-bit and 32-bit code share the user's stack: neither may return to the other's landings. */
-			v->user_class = class;
-			v->shadow_reset[1] = true;
-			uint64_t *bottom = (uint64_t *)(uintptr_t)dbt_shadow_top(v, 1);
-			for (int i = 0; i < 8; i++)
-				bottom[i] = v->vm->stub.ret_underflow[class];
-		}
-	}
-	if (v->shadow_reset[user]) {
-		v->shadow_reset[user] = false;
+	v->user_class = (uint8_t)class;
+	v->shadow_reset[1] = true;
+	uint64_t *bottom = (uint64_t *)(uintptr_t)dbt_shadow_top(v, 1);
+	for (int i = 0; i < 8; i++)
+		bottom[i] = v->vm->stub.ret_underflow[class];
+}
+
+void dbt_shadow_empty(struct dbt_vcpu *v)
+{
+	bool user = v->shadow_class != CLASS_SUPERVISOR;
+	if (v->shadow_reset[user])
 		v->shadow_rsp = dbt_shadow_top(v, user);
-	}
-	if (v->shadow_reset[!user]) {
-		v->shadow_reset[!user] = false;
+	if (v->shadow_reset[!user])
 		v->shadow_other = dbt_shadow_top(v, !user);
-	}
+	v->shadow_reset[0] = v->shadow_reset[1] = false;
 }
 
 static int fail(struct dbt_vcpu *v, enum emu_result r)
@@ -362,7 +352,7 @@ static void remember(struct dbt_vcpu *v, const struct tb *t, bool indirect)
 static bool enter(struct dbt_vcpu *v, uint32_t at, const struct tb *t, bool indirect)
 {
 	struct dbt_vm *vm = v->vm;
-	dbt_shadow_select(v);
+	dbt_shadow_select(v, current_class(&v->s));
 	dbt_fpu_load(v);
 	v->s.rflags &= ~(uint64_t)FL_RF; /* was for one instruction, which has no breakpoint */
 	v->enter_at = at;
@@ -379,7 +369,7 @@ static bool enter(struct dbt_vcpu *v, uint32_t at, const struct tb *t, bool indi
 		pthread_mutex_lock(&vm->world);
 		pthread_mutex_unlock(&vm->world);
 		dbt_fpu_load(v);
-		dbt_shadow_select(v);
+		dbt_shadow_select(v, current_class(&v->s));
 	}
 	/* In the middle of a block, checks that were passed before still count: nothing may have been taken away since. */
 	bool valid = atomic_load_explicit(&vm->flushes, memory_order_relaxed) == v->found_gen && (t || v->resume_gen == v->tlb_gen);

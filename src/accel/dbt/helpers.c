@@ -150,15 +150,16 @@ static bool compat_ready(const struct dbt_vcpu *v, uint32_t mode)
 }
 
 /* Go on at guest `pc` in the state just set up: straight to its block if that is known, else through the dispatcher. */
-static uint64_t transfer(struct dbt_vcpu *v, uint64_t pc)
+static inline uint64_t transfer(struct dbt_vcpu *v, uint64_t pc, enum dbt_class class)
 {
 	/* The return address of the helper's call is on the old private stack, and will be dropped from the new one. */
 	v->shadow_rsp += 8;
-	dbt_shadow_select(v);
+	dbt_shadow_select(v, class);
 	v->shadow_rsp -= 8;
 	const struct jump_cache *j = &v->jump_cache[JUMP_HASH(pc)];
-	if (!(v->vm->debug & ACCEL_DEBUG_NO_CHAIN) && j->pc == pc && j->mode == dbt_mode(v) && !dbt_flags_step(&v->s) &&
-	    !(v->iflag && v->irq_waiting) && (__builtin_expect(!(j->mode & MODE_COMPAT), 1) || compat_ready(v, j->mode)))
+	/* Control registers are as they were when the dispatcher last looked: only the stepper changes them. */
+	if (j->pc == pc && j->mode == dbt_class_mode(v, v->view_mode, class) && !(v->vm->debug & ACCEL_DEBUG_NO_CHAIN) && !dbt_flags_step(&v->s) &&
+	    !(v->iflag && v->irq_waiting) && (class != CLASS_COMPAT || compat_ready(v, j->mode)))
 		return j->at;
 	v->exit_pc = pc;
 	v->exit_reason = DBT_EXIT_PC;
@@ -200,7 +201,7 @@ uint64_t dbt_help_syscall(struct dbt_vcpu *v, uint64_t next, uint64_t unused, ui
 	set_flags(v, flags & ~v->s.sfmask);
 	uint16_t cs = (uint16_t)(v->s.star >> 32) & 0xfffc;
 	flat_cs_ss(v, cs, (uint16_t)(cs + 8), 0, true);
-	return transfer(v, v->s.lstar);
+	return transfer(v, v->s.lstar, CLASS_SUPERVISOR);
 }
 
 uint64_t dbt_help_sysret(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint64_t ret)
@@ -213,7 +214,7 @@ uint64_t dbt_help_sysret(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint6
 	set_flags(v, v->s.gpr[R11] & 0x3c7fd7);
 	uint16_t base = (uint16_t)(v->s.star >> 48);
 	flat_cs_ss(v, (uint16_t)(base + 16) | 3, (uint16_t)(base + 8) | 3, 3, true);
-	return transfer(v, target);
+	return transfer(v, target, CLASS_USER);
 }
 
 uint64_t dbt_help_sysret32(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint64_t ret)
@@ -226,7 +227,7 @@ uint64_t dbt_help_sysret32(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uin
 	uint32_t target = (uint32_t)v->s.gpr[RCX];
 	uint16_t base = (uint16_t)(v->s.star >> 48);
 	flat_cs_ss(v, base | 3, (uint16_t)(base + 8) | 3, 3, false);
-	return transfer(v, target);
+	return transfer(v, target, CLASS_COMPAT);
 }
 
 /* From compatibility mode into the 64-bit kernel (SDM 2B SYSENTER). */
@@ -241,7 +242,7 @@ uint64_t dbt_help_sysenter(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uin
 	v->s.rflags &= ~(uint64_t)FL_VM;
 	v->s.gpr[RSP] = v->s.sysenter_esp;
 	flat_cs_ss(v, cs, (uint16_t)(cs + 8), 0, true);
-	return transfer(v, v->s.sysenter_eip);
+	return transfer(v, v->s.sysenter_eip, CLASS_SUPERVISOR);
 }
 
 /* A plain descriptor from the GDT for IRET: present, accessed, of this privilege, 64-bit or (at CPL 3) 32-bit code, or writable data. Anything else: false,
@@ -309,7 +310,7 @@ uint64_t dbt_help_int(struct dbt_vcpu *v, uint64_t next, uint64_t vector, uint64
 	v->s.cpl = 0;
 	v->s.gpr[RSP] = top;
 	set_flags(v, flags & ~(uint64_t)(FL_TF | FL_NT | FL_RF | FL_VM | (type & 1 ? 0 : FL_IF)));
-	return transfer(v, entry);
+	return transfer(v, entry, CLASS_SUPERVISOR);
 }
 
 /* 64-bit IRETQ at CPL 0, to 64-bit code of the same or to code of the user's privilege (SDM 2A IRET). */
@@ -350,7 +351,7 @@ uint64_t dbt_help_iret(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uint64_
 	v->s.cpl = (uint8_t)cpl;
 	v->s.gpr[RSP] = __builtin_expect(compat, 0) ? (uint32_t)new_rsp : new_rsp;
 	set_flags(v, flags & 0x3f7fd7);
-	return transfer(v, rip);
+	return transfer(v, rip, cpl == 0 ? CLASS_SUPERVISOR : compat ? CLASS_COMPAT : CLASS_USER);
 }
 
 /* --- System registers --- */
@@ -427,7 +428,7 @@ uint64_t dbt_help_invlpg(struct dbt_vcpu *v, uint64_t gva, uint64_t next, uint64
 	(void)ret;
 	if (x86_canonical(gva))
 		dbt_tlb_flush(v, EMU_FLUSH_ADDRESS, gva, v->s.cr4 & CR4_PCIDE ? v->s.cr3 & 0xfff : 0);
-	return transfer(v, next);
+	return transfer(v, next, CLASS_SUPERVISOR);
 }
 
 /* MOV to CR3 in 64-bit mode (SDM 3A 4.10.4.1). */
@@ -444,7 +445,7 @@ uint64_t dbt_help_write_cr3(struct dbt_vcpu *v, uint64_t value, uint64_t next, u
 		return leave_step(v, next - v->exit_arg);
 	v->s.cr3 = cr3;
 	dbt_tlb_flush(v, keep ? EMU_FLUSH_SWITCH : EMU_FLUSH_NONGLOBAL, 0, v->s.cr4 & CR4_PCIDE ? cr3 & 0xfff : 0);
-	return transfer(v, next);
+	return transfer(v, next, CLASS_SUPERVISOR);
 }
 
 /* --- Extended state: the guest's is in the registers, its memory image is reached in host memory --- */

@@ -4,6 +4,8 @@
  */
 #include "accel/dbt/dbt.h"
 
+#include <string.h>
+
 #include "accel/common/emu_exits.h"
 #include "base/clock.h"
 
@@ -14,10 +16,18 @@ void dbt_fpu_save(struct dbt_vcpu *v)
 	if (!v->fpu_live)
 		return;
 	static const uint32_t mxcsr = 0x1f80;
-	__asm__ volatile("xsave64 (%0)\n\tfninit\n\tldmxcsr (%1)\n\tvzeroupper"
-			 :
-			 : "r"(v->s.xsave), "r"(&mxcsr), "a"(XCR0_SUPPORTED), "d"(0)
-			 : "memory");
+	__asm__ volatile("xsave64 (%0)\n\tvzeroupper" : : "r"(v->s.xsave), "a"(XCR0_SUPPORTED), "d"(0) : "memory");
+	/* C code wants the control words, and the x87 stack empty, as after FNINIT. That is how they mostly are, and putting them so costs a third of
+	 * all this. Both are always stored, unless the x87 state is the initial one (SDM 1 13.7); then bit 0 of XSTATE_BV is clear. */
+	uint64_t xstate_bv, x87;
+	uint32_t guest_mxcsr;
+	memcpy(&xstate_bv, v->s.xsave + 512, sizeof(xstate_bv));
+	memcpy(&x87, v->s.xsave, sizeof(x87));
+	memcpy(&guest_mxcsr, v->s.xsave + 24, sizeof(guest_mxcsr));
+	if ((xstate_bv & 1) && (x87 & 0xffffffffff) != 0x37f) /* control, status, tags */
+		__asm__ volatile("fninit");
+	if (guest_mxcsr != mxcsr)
+		__asm__ volatile("ldmxcsr %0" : : "m"(mxcsr));
 	dbt_fpu_scrub(v, v->s.xsave);
 	v->fpu_live = false;
 }

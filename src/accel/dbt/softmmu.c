@@ -19,8 +19,7 @@ static void clear_l1(struct dbt_vcpu *v)
 
 void dbt_stack_window_drop(struct dbt_vcpu *v)
 {
-	/* Far from every canonical address: no check passes. */
-	v->stack_ntag = 1ull << 63;
+	v->stack_ntag = STACK_NONE;
 }
 
 void dbt_ram_forget(struct dbt_vcpu *v)

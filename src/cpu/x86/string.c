@@ -284,7 +284,7 @@ static int probe_write(struct emu *e, uint64_t offset, unsigned size)
 
 	for (unsigned i = 0; !r && i < size; i += size - 1 ? size - 1 : 1) {
 		uint64_t a = linear + i;
-		if (!x86_long_mode(e->s))
+		if (!x86_code64(e->s))
 			a = (uint32_t)a;
 		if (e->ops->translate(e->opaque, a, MMU_WRITE, emu_user(e), &page, &error))
 			r = emu_raise_pf(e, a, error);

@@ -47,7 +47,7 @@ static int area_linear(struct emu *e, const struct x86_insn *in, uint64_t next, 
 		struct emu_page page;
 		uint32_t error;
 		uint64_t a = *linear + i;
-		if (!x86_long_mode(e->s))
+		if (!x86_code64(e->s))
 			a = (uint32_t)a;
 		if (e->ops->translate(e->opaque, a, MMU_WRITE, emu_user(e), &page, &error))
 			return emu_raise_pf(e, a, error);
