@@ -232,13 +232,6 @@ static bool msr_checks(struct box *b)
 	return RUN(b, bad_pat, RING0) != GP || RUN(b, bad_gs, RING0) != GP;
 }
 
-/* CR4.PKE is the feature's that the fewest processors have; LA57, if they have it. */
-CODE(set_pke, "mov $7, %eax\n xor %ecx, %ecx\n cpuid\n test $8, %cl\n jnz 1f\n mov %cr4, %rax\n bts $22, %rax\n mov %rax, %cr4\n 1: hlt");
-static bool cr4_any(struct box *b)
-{
-	return RUN(b, set_pke, RING0) == BOX_HLT && !(b->regs.rcx & 8);
-}
-
 CODE(mwait, "xor %eax, %eax\n xor %ecx, %ecx\n mwait\n hlt");
 static bool mwait_nop(struct box *b)
 {
@@ -433,7 +426,6 @@ static const struct probe {
 	{ { "tsc-fixed", "IA32_TSC_ADJUST does not move the TSC" }, tsc_fixed },
 	{ { "cpuid-or", "CPUID shows features of the host that KVM_SET_CPUID2 did not give" }, cpuid_or },
 	{ { "msr-checks", "WRMSR takes values that raise #GP on processors: unknown memory types in IA32_PAT, a KERNEL_GS_BASE that is no address" }, msr_checks },
-	{ { "cr4-any", "CR4 takes bits of features that CPUID does not show" }, cr4_any },
 	{ { "mwait-nop", "MWAIT, which CPUID does not show, does nothing where #UD was asked for" }, mwait_nop },
 	{ { "lgdt-any", "LGDT takes a base that is not canonical" }, lgdt_any },
 	{ { "msr-any", "WRMSR takes an address that is not canonical" }, msr_any },
