@@ -430,6 +430,7 @@ static const struct probe {
 	{ { "lgdt-any", "LGDT takes a base that is not canonical" }, lgdt_any },
 	{ { "msr-any", "WRMSR takes an address that is not canonical" }, msr_any },
 	{ { "ltr-16", "LTR takes a 16-bit TSS in long mode" }, ltr_16 },
+	{ { "cr4-any", "CR4.PKE can be set although CPUID has no PKU" }, cr4_any },
 	{ { "smap-fetch", "SMAP keeps ring 0 from raising #UD on the user's pages: as if fetches were reads" }, smap_fetch },
 	{ { "no-paging-32", "paging cannot be switched on outside long mode" }, no_paging_32 },
 	{ { "frame-base", "an exception in ring 0 does not add the base of SS to where its frame goes" }, frame_base },
