@@ -78,7 +78,7 @@ int kvm_state_set(struct accel_vcpu *v, const struct x86_state *in);
 /* --- cpuid.c --- */
 
 /* What processor this KVM can show; see struct accel_ops. */
-int kvm_cpu_offer(struct x86_cpu_offer *out, struct error *err);
+int kvm_cpu_offer(struct x86_cpu_offer *out, bool thorough, struct error *err);
 /* Tell KVM the vCPU's CPUID table; v->cpuid is what the guest then sees. 0 or -errno. */
 int kvm_cpuid_set(struct accel_vcpu *v);
 
