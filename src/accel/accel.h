@@ -205,6 +205,12 @@ struct accel_ioeventfd {
 	int fd;
 };
 
+/* Takes counters by name; the name is valid during the call. */
+struct accel_counter_sink {
+	void (*put)(void *opaque, const char *name, uint64_t value);
+	void *opaque;
+};
+
 struct accel_stats {
 	uint64_t exits[ACCEL_EXIT_EMULATION_FAILED + 1];
 	uint64_t interrupts, insns_stepped, blocks_translated, blocks_cloned, insns_translated, tlb_misses, code_flushes, code_bytes;
@@ -254,6 +260,9 @@ struct accel_ops {
 	/* Debugging aid: write what the accelerator knows (last blocks, host code) as text to fd. May be NULL. */
 	void (*vcpu_dump)(struct accel_vcpu *vcpu, int fd);
 	void (*vcpu_stats)(struct accel_vcpu *vcpu, struct accel_stats *out);
+	/* What else it counts, by names of its own and in the same order for each vCPU; `vcpu` NULL: for the VM as a whole. Any thread. NULL in the
+	 * table: nothing. */
+	void (*counters)(struct accel_vm *vm, struct accel_vcpu *vcpu, const struct accel_counter_sink *sink);
 };
 
 extern const struct accel_ops accel_interp;
