@@ -254,6 +254,16 @@ static bool mwait_nop(struct box *b)
 	return RUN(b, mwait, RING0) == BOX_HLT;
 }
 
+/* Either by Intel's instruction or AMD's, as the processor is. Without the quirk that rewrites the wrong one, and tries again and again where
+ * nothing runs it. */
+CODE(vmcall, "mov $0x7fff, %eax\n vmcall\n hlt");
+CODE(vmmcall, "mov $0x7fff, %eax\n vmmcall\n hlt");
+static bool no_hypercall(struct box *b)
+{
+	struct kvm_enable_cap cap = { .cap = KVM_CAP_DISABLE_QUIRKS2, .args[0] = KVM_X86_QUIRK_FIX_HYPERCALL_INSN };
+	return ioctl(b->vm, KVM_ENABLE_CAP, &cap) == 0 && RUN(b, vmcall, RING0) != BOX_HLT && RUN(b, vmmcall, RING0) != BOX_HLT;
+}
+
 /* --- what ring 0 may load --- */
 
 CODE(lgdt, "mov $0x800000000000, %rax\n mov %rax, 2(%rdi)\n lgdt (%rdi)\n hlt");
@@ -441,6 +451,7 @@ static const struct probe {
 	{ { "tsc-fixed", "IA32_TSC_ADJUST does not move the TSC" }, tsc_fixed },
 	{ { "cpuid-or", "CPUID shows features of the host that KVM_SET_CPUID2 did not give" }, cpuid_or },
 	{ { "msr-checks", "WRMSR takes values that raise #GP on processors: unknown memory types in IA32_PAT, a KERNEL_GS_BASE that is no address" }, msr_checks },
+	{ { "no-hypercall", "neither VMCALL nor VMMCALL gets through in ring 0: KVM rewrites the instruction for ever" }, no_hypercall },
 	{ { "cr4-any", "CR4 takes bits of features that CPUID does not show" }, cr4_any },
 	{ { "mwait-nop", "MWAIT, which CPUID does not show, does nothing where #UD was asked for" }, mwait_nop },
 	{ { "lgdt-any", "LGDT takes a base that is not canonical" }, lgdt_any },
