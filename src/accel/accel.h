@@ -226,8 +226,9 @@ struct accel_ops {
 	 * it does not work; either way `why` has one clause that says what was found. May run a guest for 2 ms. */
 	int (*recommend)(struct error *why);
 	unsigned (*caps)(void); /* enum accel_cap bits */
-	/* What processor it can show on this host (cpu/x86/cpu_model.h). NULL: what our emulator can. 0, or -errno with the sentence. */
-	int (*cpu_offer)(struct x86_cpu_offer *out, struct error *err);
+	/* What processor it can show on this host (cpu/x86/cpu_model.h). NULL: what our emulator can. 0, or -errno with the sentence. Not `thorough`: what
+	 * can be had without taking some ms; there may be more. */
+	int (*cpu_offer)(struct x86_cpu_offer *out, bool thorough, struct error *err);
 
 	const struct accel_chip_ops *chip; /* with ACCEL_CAP_IRQCHIP or ACCEL_CAP_SPLIT_IRQCHIP, else NULL */
 	/* With ACCEL_CAP_IOEVENTFD, else NULL. Any thread. -EEXIST if there is one already. */
@@ -281,7 +282,7 @@ extern const struct accel_ops accel_kvm;
 const struct accel_ops *accel_find(const char *name);
 const struct accel_ops *const *accel_list(void);
 
-/* What processor `accel` can show a guest on this host. 0, or -errno with the sentence. */
-int accel_cpu_offer(const struct accel_ops *accel, struct x86_cpu_offer *out, struct error *err);
+/* What processor `accel` can show a guest on this host: see accel_ops.cpu_offer. */
+int accel_cpu_offer(const struct accel_ops *accel, struct x86_cpu_offer *out, bool thorough, struct error *err);
 
 #endif

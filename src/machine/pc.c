@@ -323,10 +323,13 @@ static int choose_cpu(struct machine *m, struct error *err)
 	struct x86_cpu_request request = { 0 };
 	struct x86_cpu_offer offer;
 	int r = m->config.cpu ? x86_cpu_parse(&request, m->config.cpu, err) : 0;
-	if (!r)
-		r = accel_cpu_offer(m->config.accel, &offer, err);
-	if (!r)
-		r = x86_cpu_resolve(&m->cpu, &request, &offer, err);
+	if (r)
+		return r;
+	for (int thorough = 0; thorough < 2; thorough++) {
+		r = accel_cpu_offer(m->config.accel, &offer, thorough, err);
+		if (!r && !(r = x86_cpu_resolve(&m->cpu, &request, &offer, err)))
+			break;
+	}
 	if (!r)
 		log_info("processor: %s, as %s", m->cpu.model->name, m->cpu.id.host ? "this host's" : m->cpu.id.brand);
 	return r;

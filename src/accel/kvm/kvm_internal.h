@@ -36,6 +36,7 @@ struct accel_vm {
 	enum accel_irqchip irqchip; /* [I] */
 	unsigned ioapic_pins;	    /* [I] SPLIT: the first GSIs are pins of our IOAPIC */
 	uint32_t tsc_khz;	    /* [I] 0: the host's */
+	bool software;		    /* [I] with its LAPIC: this KVM interprets ring 0 */
 	pthread_mutex_t route_lock;
 	struct kvm_irq_routing *routes; /* [route_lock] what was last told to KVM */
 	struct kvm_route *route;	/* [route_lock] the messages by GSI */
@@ -79,7 +80,7 @@ int kvm_state_set(struct accel_vcpu *v, const struct x86_state *in);
 /* --- cpuid.c --- */
 
 /* What processor this KVM can show; see struct accel_ops. */
-int kvm_cpu_offer(struct x86_cpu_offer *out, struct error *err);
+int kvm_cpu_offer(struct x86_cpu_offer *out, bool thorough, struct error *err);
 /* Tell KVM the vCPU's CPUID table; v->cpuid is what the guest then sees. 0 or -errno. */
 int kvm_cpuid_set(struct accel_vcpu *v);
 
