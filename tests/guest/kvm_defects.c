@@ -219,11 +219,6 @@ static bool late_window(struct box *b)
 	return end == UD;
 }
 
-static void on_alarm(int sig)
-{
-	(void)sig; /* KVM_RUN returns with EINTR */
-}
-
 CODE(adjust, "mov $0x3b, %ecx\n rdtsc\n mov %edx, %ebx\n xor %eax, %eax\n mov $0x100, %edx\n wrmsr\n rdtsc\n sub %ebx, %edx\n xor %eax, %eax\n"
 	     "mov %edx, %ebx\n xor %edx, %edx\n wrmsr\n hlt");
 static bool tsc_fixed(struct box *b)
