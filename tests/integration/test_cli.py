@@ -72,6 +72,7 @@ def test_doctor(any_accel):
     assert result.status == 0, result
     assert "/dev/kvm" in result.out or re.search(r"^  kvm ", result.out, re.M)
     assert "TSC" in result.out
+    assert re.search(r"^  \w+ +works here: .*; --cpu up to x86-64", result.out, re.M), result
     assert re.search(r"^--accel auto takes \w+: ", result.out, re.M), result
 
 
