@@ -1,11 +1,8 @@
 #include "kvm_defects.h"
 
-#include <errno.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/time.h>
 
 #include "kvm_box.h"
 
@@ -217,11 +214,6 @@ static bool late_window(struct box *b)
 	int end = box_run(b);
 	b->run->request_interrupt_window = 0;
 	return end == UD;
-}
-
-static void on_alarm(int sig)
-{
-	(void)sig; /* KVM_RUN returns with EINTR */
 }
 
 CODE(adjust, "mov $0x3b, %ecx\n rdtsc\n mov %edx, %ebx\n xor %eax, %eax\n mov $0x100, %edx\n wrmsr\n rdtsc\n sub %ebx, %edx\n xor %eax, %eax\n"
