@@ -1,11 +1,8 @@
 #include "kvm_defects.h"
 
-#include <errno.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/time.h>
 
 #include "kvm_box.h"
 
