@@ -205,6 +205,12 @@ struct accel_ioeventfd {
 	int fd;
 };
 
+/* Takes counters by name; the name is valid during the call. */
+struct accel_counter_sink {
+	void (*put)(void *opaque, const char *name, uint64_t value);
+	void *opaque;
+};
+
 struct accel_stats {
 	uint64_t exits[ACCEL_EXIT_EMULATION_FAILED + 1];
 	uint64_t interrupts, insns_stepped, blocks_translated, blocks_cloned, insns_translated, tlb_misses, code_flushes, code_bytes;
@@ -219,8 +225,9 @@ struct accel_ops {
 	 * it does not work; either way `why` has one clause that says what was found. May run a guest for 2 ms. */
 	int (*recommend)(struct error *why);
 	unsigned (*caps)(void); /* enum accel_cap bits */
-	/* What processor it can show on this host (cpu/x86/cpu_model.h). NULL: what our emulator can. 0, or -errno with the sentence. */
-	int (*cpu_offer)(struct x86_cpu_offer *out, struct error *err);
+	/* What processor it can show on this host (cpu/x86/cpu_model.h). NULL: what our emulator can. 0, or -errno with the sentence. Not `thorough`: what
+	 * can be had without taking some ms; there may be more. */
+	int (*cpu_offer)(struct x86_cpu_offer *out, bool thorough, struct error *err);
 
 	const struct accel_chip_ops *chip; /* with ACCEL_CAP_IRQCHIP or ACCEL_CAP_SPLIT_IRQCHIP, else NULL */
 	/* With ACCEL_CAP_IOEVENTFD, else NULL. Any thread. -EEXIST if there is one already. */
@@ -253,6 +260,9 @@ struct accel_ops {
 	/* Debugging aid: write what the accelerator knows (last blocks, host code) as text to fd. May be NULL. */
 	void (*vcpu_dump)(struct accel_vcpu *vcpu, int fd);
 	void (*vcpu_stats)(struct accel_vcpu *vcpu, struct accel_stats *out);
+	/* What else it counts, by names of its own and in the same order for each vCPU; `vcpu` NULL: for the VM as a whole. Any thread. NULL in the
+	 * table: nothing. */
+	void (*counters)(struct accel_vm *vm, struct accel_vcpu *vcpu, const struct accel_counter_sink *sink);
 };
 
 extern const struct accel_ops accel_interp;
@@ -263,7 +273,7 @@ extern const struct accel_ops accel_kvm;
 const struct accel_ops *accel_find(const char *name);
 const struct accel_ops *const *accel_list(void);
 
-/* What processor `accel` can show a guest on this host. 0, or -errno with the sentence. */
-int accel_cpu_offer(const struct accel_ops *accel, struct x86_cpu_offer *out, struct error *err);
+/* What processor `accel` can show a guest on this host: see accel_ops.cpu_offer. */
+int accel_cpu_offer(const struct accel_ops *accel, struct x86_cpu_offer *out, bool thorough, struct error *err);
 
 #endif

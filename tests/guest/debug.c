@@ -104,9 +104,10 @@ extern const u8 code_2[], code_3[], code_4[], code_5[], faulting_at[], popf_rf_a
 
 static void instructions(void)
 {
-	section("instruction breakpoints");
-	for (unsigned round = 0; round < 2; round++)
-		for (unsigned user = 0; user < 2; user++) {
+	for (unsigned user = 0; user < 2; user++)
+		for (unsigned round = 0; round < 2; round++) {
+			if (!round && !section_unless(user ? "instruction breakpoints in user mode" : "instruction breakpoints in kernel mode", user ? "user-bp" : ""))
+				break;
 			in_user = user;
 			struct frame f = run(code, 0); /* known before */
 			check_cell("none", "hits", nhits, 0);
@@ -183,7 +184,8 @@ ACCESSES(DEFINE)
 
 static void data(void)
 {
-	section("data breakpoints by length and place");
+	if (!section_unless("data breakpoints by length and place", "data-bp,user-bp"))
+		return;
 	static const struct {
 		unsigned size;
 		const u8 *code[2], *next[2];
@@ -252,7 +254,8 @@ extern const u8 d_rep_at[], d_rep_next[], d_ss_1[], d_ss_2[];
 
 static void data_cases(void)
 {
-	section("data breakpoints by instruction");
+	if (!section_unless("data breakpoints by instruction", "data-bp,user-bp"))
+		return;
 	static const struct {
 		const char *name;
 		const u8 *code, *next;
@@ -331,7 +334,8 @@ extern const u8 io_out_next[], io_in_next[], io_outw_next[], io_outs_next[], io_
 
 static void ports(void)
 {
-	section("port breakpoints");
+	if (!section_unless("port breakpoints", "io-bp"))
+		return;
 	static const struct {
 		const char *name;
 		const u8 *code, *next;
@@ -464,8 +468,10 @@ static void on_80(struct frame *f)
 
 static void single_steps(void)
 {
-	section("single steps");
-	for (unsigned k = 0; k < 3; k++) { /* kernel, user, privileged ones */
+	static const char *const names[] = { "single steps in kernel mode", "single steps in user mode", "single steps over privileged instructions" };
+	for (unsigned k = 0; k < 3; k++) {
+		if (!section_unless(names[k], k == 1 ? "" : "step-late"))
+			continue;
 		in_user = k == 1;
 		const u8 *c = k < 2 ? steps : kernel_steps;
 		const u64 *trail = k < 2 ? trail_1 : trail_2;
@@ -474,7 +480,7 @@ static void single_steps(void)
 		f.rflags |= F_TF;
 		f.rsi = DATA + 512, f.r8 = 3;
 		exec(&f);
-		const char *name = k == 0 ? "kernel" : k == 1 ? "user" : "privileged";
+		const char *name = names[k];
 		check_cell(name, "vector", f.vector, UD);
 		check_cell(name, "steps", nhits, n - 1);
 		for (unsigned i = 0; i + 1 < n; i++)
@@ -482,6 +488,8 @@ static void single_steps(void)
 		check_cell(name, "TF at the end", f.rflags & F_TF, F_TF);
 	}
 	for (unsigned user = 0; user < 2; user++) {
+		if (!section_unless(user ? "special steps in user mode" : "special steps in kernel mode", user ? "user-int" : "rep-step,ss-step"))
+			continue;
 		in_user = user;
 		struct frame f = start(tf_rep);
 		f.rcx = 3;

@@ -184,9 +184,10 @@ static void selectors(void)
 		    { O_SS, 0, op_ss }, { O_SS, 0, op_lss }, { O_LLDT, 0, op_lldt }, { O_LTR, 0, op_ltr }, { O_JUMP, 0, op_ljmp }, { O_JUMP, 0, op_lcall },
 		    { O_RETURN, 16, op_lret }, { O_RETURN, 32, op_lretn }, { O_RETURN, 40, op_iret }, { O_RETURN_SS, 0, op_lret }, { O_RETURN_SS, 0, op_lretn },
 		    { O_RETURN_SS, 0, op_iret } };
+	bool no_iret = skipping("IRET", "iret-checks"), no_ltr = skipping("LTR", "ltr-16");
 	for (unsigned i = 0; i < sizeof(rows) / sizeof(rows[0]); i++)
 		for (unsigned k = 0; k < sizeof(ops) / sizeof(ops[0]); k++)
-			if (ops[k].op == rows[i].op)
+			if (ops[k].op == rows[i].op && !(no_iret && ops[k].code == op_iret) && !(no_ltr && ops[k].op == O_LTR))
 				try_row(&rows[i], ops[k].code, ops[k].returns);
 	check_cell("accessed bit", "of what was looked at only", table[S_FRESH / 8] >> 40 & 1, 0);
 	__asm__ volatile("mov %0, %%ds\n mov %1, %%ds" : : "r"(S_FRESH), "r"(KDATA));
@@ -203,6 +204,7 @@ SNIPPET(inquire, "xor %eax, %eax\n xor %ebx, %ebx\n xor %r8d, %r8d\n verr %cx\n 
 static void inquiries(void)
 {
 	section("VERR, VERW, LAR, LSL");
+	bool no_user = skipping("inquiries in user mode", "user-lar");
 	static const struct {
 		const char *name;
 		u16 sel;
@@ -215,6 +217,8 @@ static void inquiries(void)
 	};
 	for (unsigned i = 0; i < sizeof(t) / sizeof(t[0]); i++)
 		for (unsigned user = 0; user < 2; user++) {
+			if (user && no_user)
+				continue;
 			struct frame f = user ? user_frame(user_alias(inquire), DATA) : kernel_frame(inquire);
 			u64 d = table[(t[i].sel & 0x7ff) / 8];
 			u8 want = user ? t[i].user : t[i].kernel;
@@ -231,7 +235,8 @@ SNIPPET(show_ds, "mov %ds, %eax\n mov %es, %ebx\n mov %fs, %ecx\n mov %gs, %edx\
 
 static void dropped(void)
 {
-	section("data segments dropped on the way out");
+	if (!section_unless("data segments dropped on the way out", "drop-conforming"))
+		return;
 	u64 *m = (u64 *)DATA;
 	for (unsigned i = 0; i < 2; i++) {
 		__asm__ volatile("mov %0, %%ds\n mov %1, %%es\n mov %2, %%fs\n mov %3, %%gs" : : "r"(S_DATA), "r"(S_CONF), "r"(S_DATA3 | 3), "r"(S_CODE));
@@ -257,6 +262,7 @@ SNIPPET(gate_in, "mov %rsp, %rbx\n mov (%rsp), %rcx\n mov 8(%rsp), %rdx\n mov 16
 static void gates(void)
 {
 	section("call gates");
+	bool no_user = skipping("call gates in user mode", "user-gate");
 	static const struct {
 		const char *name;
 		u8 user, jmp, access, rpl;
@@ -278,6 +284,8 @@ static void gates(void)
 	};
 	u64 *m = (u64 *)DATA, rsp0 = *(u64 *)(void *)((u8 *)tss_of(0) + 4);
 	for (unsigned i = 0; i < sizeof(t) / sizeof(t[0]); i++) {
+		if (no_user && t[i].user)
+			continue;
 		bool conforming = t[i].target == S_CONF, inner = t[i].user && !conforming;
 		u64 at = conforming && t[i].user ? user_alias(gate_in) : (u64)gate_in;
 		table[S_GATE / 8] = (at & 0xffff) | (u64)t[i].target << 16 | (u64)t[i].access << 40 | (at >> 16 & 0xffff) << 48;
@@ -387,7 +395,8 @@ static void interrupts(void)
 	check_cell("half outside the IDT", "vector", f.vector, GP);
 	check_cell("half outside the IDT", "error code", f.error, 0x90 * 8 + 2);
 	__asm__ volatile("lidt %0" : : "m"(idt_ptr));
-	section("from user mode through a conforming segment");
+	if (!section_unless("from user mode through a conforming segment", "user-int"))
+		return;
 	set_raw_gate(0x90, LOW, S_CONF, 0xee, 0);
 	f = user_frame(user_alias(int_90), DATA + 1000);
 	exec(&f);
@@ -406,6 +415,7 @@ static u64 *ist_of(unsigned n)
 static void stacks(void)
 {
 	section("IST and RSP0");
+	bool no_user = skipping("IST and RSP0 from user mode", "user-int");
 	u64 saved[8], rsp0 = *(u64 *)(void *)((u8 *)tss_of(0) + 4);
 	for (unsigned n = 1; n < 8; n++) {
 		saved[n] = *ist_of(n);
@@ -413,7 +423,7 @@ static void stacks(void)
 			*ist_of(n) = DATA + 256 * n + n; /* to be aligned */
 	}
 	for (unsigned n = 0; n < 8; n++)
-		for (unsigned user = 0; user < 2; user++) {
+		for (unsigned user = 0; user < (no_user ? 1 : 2); user++) {
 			set_raw_gate(0x90, (u64)show, KCODE, 0xee, n);
 			struct frame f = user ? user_frame(user_alias(int_90), DATA + 101) : kernel_frame(int_90);
 			f.rsp = DATA + 101;
@@ -466,6 +476,7 @@ enum spoil { NO_GATE, NO_TARGET, NO_STACK, BAD_STACK };
 static void double_faults(void)
 {
 	section("faults while delivering");
+	bool no_np = skipping("gates that are not present, and benign exceptions", "np-df"), no_pf = skipping("absent stacks", "pf-df"), no_nm = skipping("#NM", "user-ts");
 	enum class { SOFT, BENIGN, CONTRIBUTORY, PAGE };
 	static const struct {
 		const char *name;
@@ -479,6 +490,8 @@ static void double_faults(void)
 	for (unsigned i = 0; i < sizeof(first) / sizeof(first[0]); i++)
 		for (unsigned s = NO_GATE; s <= BAD_STACK; s++) {
 			u8 v = first[i].vector, class = first[i].class;
+			if ((no_np && (s == NO_GATE || class <= BENIGN)) || (no_pf && s == NO_STACK && class == CONTRIBUTORY) || (no_nm && v == NM))
+				continue;
 			/* the second fault's own handler must be whole */
 			if ((s == NO_GATE && v == NP) || (s == NO_TARGET && v == GP) || (s == BAD_STACK && v == SS))
 				class = CONTRIBUTORY;

@@ -196,8 +196,8 @@ static const struct {
 	u8 modes;
 } not_on[] = {
 	{ "int_80", "user-int", UM }, { "int_81_dpl", "user-int", UM }, { "int_0_dpl", "user-int", UM }, { "int_6_dpl", "user-int", UM },
-	{ "int_13_dpl", "user-int", UM }, { "int_ff_dpl", "user-int", UM }, { "lstar_bad", "msr-any", K }, { "fs_base_bad", "msr-any", K },
-	{ "kernel_gs_bad", "msr-any", K }, { "sysenter_esp_bad", "msr-any", K }, { "pat_bad", "msr-any", K }, { "cr0_high", "cr-high", K },
+	{ "int_13_dpl", "user-int", UM }, { "int_ff_dpl", "user-int", UM }, { "lstar_bad", "msr-checks", K }, { "fs_base_bad", "msr-checks", K },
+	{ "kernel_gs_bad", "msr-checks", K }, { "sysenter_esp_bad", "msr-checks", K }, { "pat_bad", "msr-checks", K }, { "cr0_high", "cr-high", K },
 	{ "cr4_high", "cr-high", K }, { "lgdt_bad", "lgdt-any", K }, { "lidt_bad", "lgdt-any", K }, { "load_edge", "straddle-pf", K | UM },
 	{ "store_edge", "straddle-pf", K | UM }, { "iret_bad", "noncanon-pf", K | UM }, { "fxsave_bad", "noncanon-pf", K | UM }, { "x87_bad", "user-fp-gp", UM },
 	{ "addps_odd", "user-fp-gp", UM }, { "vmovaps_odd", "user-fp-gp", UM }, { "vmovdqa_odd_absent", "user-fp-gp", UM }, { "ldmxcsr_bad", "user-fp-gp", UM },

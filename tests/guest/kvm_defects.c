@@ -1,8 +1,11 @@
 #include "kvm_defects.h"
 
+#include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/time.h>
 
 #include "kvm_box.h"
 
@@ -216,6 +219,31 @@ static bool late_window(struct box *b)
 	return end == UD;
 }
 
+static void on_alarm(int sig)
+{
+	(void)sig; /* KVM_RUN returns with EINTR */
+}
+
+/* Asked for a hypercall that there is not, KVM answers with an error in RAX (Linux Documentation/virt/kvm/x86/hypercalls.rst). The one with the
+ * defect does not come back by itself. */
+CODE(vmcall, "mov $999, %eax\n vmcall\n hlt");
+static bool hypercall_loop(struct box *b)
+{
+	const struct sigaction act = { .sa_handler = on_alarm };
+	struct sigaction old;
+	const struct itimerval soon = { .it_value.tv_usec = 50000 }, never = { .it_value.tv_usec = 0 };
+	LOAD(b, vmcall, RING0);
+	if (ioctl(b->cpu, KVM_SET_REGS, &b->regs) < 0 || ioctl(b->cpu, KVM_SET_SREGS, &b->sregs) < 0)
+		return false;
+	sigaction(SIGALRM, &act, &old);
+	setitimer(ITIMER_REAL, &soon, NULL);
+	bool looped = ioctl(b->cpu, KVM_RUN, 0) < 0 && errno == EINTR;
+	setitimer(ITIMER_REAL, &never, NULL);
+	sigaction(SIGALRM, &old, NULL);
+	struct kvm_regs regs;
+	return looped && ioctl(b->cpu, KVM_GET_REGS, &regs) == 0 && regs.rip == BOX_CODE + 5;
+}
+
 CODE(adjust, "mov $0x3b, %ecx\n rdtsc\n mov %edx, %ebx\n xor %eax, %eax\n mov $0x100, %edx\n wrmsr\n rdtsc\n sub %ebx, %edx\n xor %eax, %eax\n"
 	     "mov %edx, %ebx\n xor %edx, %edx\n wrmsr\n hlt");
 static bool tsc_fixed(struct box *b)
@@ -254,28 +282,12 @@ static bool mwait_nop(struct box *b)
 	return RUN(b, mwait, RING0) == BOX_HLT;
 }
 
-/* Either by Intel's instruction or AMD's, as the processor is. Without the quirk that rewrites the wrong one, and tries again and again where
- * nothing runs it. */
-CODE(vmcall, "mov $0x7fff, %eax\n vmcall\n hlt");
-CODE(vmmcall, "mov $0x7fff, %eax\n vmmcall\n hlt");
-static bool no_hypercall(struct box *b)
-{
-	struct kvm_enable_cap cap = { .cap = KVM_CAP_DISABLE_QUIRKS2, .args[0] = KVM_X86_QUIRK_FIX_HYPERCALL_INSN };
-	return ioctl(b->vm, KVM_ENABLE_CAP, &cap) == 0 && RUN(b, vmcall, RING0) != BOX_HLT && RUN(b, vmmcall, RING0) != BOX_HLT;
-}
-
 /* --- what ring 0 may load --- */
 
 CODE(lgdt, "mov $0x800000000000, %rax\n mov %rax, 2(%rdi)\n lgdt (%rdi)\n hlt");
 static bool lgdt_any(struct box *b)
 {
 	return RUN(b, lgdt, RING0) != GP;
-}
-
-CODE(wrmsr, "mov $0xc0000082, %ecx\n mov $0x8000, %edx\n wrmsr\n hlt");
-static bool msr_any(struct box *b)
-{
-	return RUN(b, wrmsr, RING0) != GP;
 }
 
 CODE(ltr, "mov $0x28, %eax\n ltr %ax\n hlt");
@@ -376,6 +388,26 @@ static bool data_bp(struct box *b)
 	return box_run(b) != DB;
 }
 
+CODE(out_80, "outb %al, $0x80\n nop\n ud2");
+static bool io_bp(struct box *b)
+{
+	LOAD(b, out_80, RING0);
+	b->sregs.cr4 |= 8;
+	set_point(b, 0x80, 1 | 2 << 16);
+	int end = box_run(b);
+	if (end == BOX_OTHER && b->run->exit_reason == KVM_EXIT_IO)
+		end = box_run(b);
+	return end != DB;
+}
+
+CODE(tf_lfence, "lfence\n nop\n nop\n ud2");
+static bool step_late(struct box *b)
+{
+	LOAD(b, tf_lfence, RING0);
+	b->regs.rflags |= 0x100;
+	return box_run(b) != DB || frame(b, 0) != BOX_CODE + 3;
+}
+
 /* --- more of ring 3 --- */
 
 /* To ring 3 with RFLAGS from r8. */
@@ -386,6 +418,42 @@ static bool user_am(struct box *b)
 	LOAD(b, odd, RING3);
 	b->regs.rflags |= 0x40000;
 	return box_run(b) != UD;
+}
+
+CODE(tsc, "rdtsc\n ud2");
+static bool user_tsd(struct box *b)
+{
+	LOAD(b, tsc, RING3);
+	b->sregs.cr4 |= 4;
+	return box_run(b) != GP;
+}
+
+CODE(sysenter, "sysenter\n ud2\n hlt");
+static bool user_sysenter(struct box *b)
+{
+	LOAD(b, sysenter, RING3);
+	set_msr(b, 0x174, BOX_KCODE);
+	set_msr(b, 0x175, BOX_STACK);
+	set_msr(b, 0x176, BOX_CODE + 4);
+	return box_run(b) != BOX_HLT;
+}
+
+CODE(no_sce, "mov $0xc0000080, %ecx\n rdmsr\n and $~1, %eax\n wrmsr\n sysretq\n hlt");
+static bool sce_any(struct box *b)
+{
+	return RUN(b, no_sce, RING0) != UD;
+}
+
+CODE(sysexit, "mov $0x174, %ecx\n mov $3, %eax\n xor %edx, %edx\n wrmsr\n lea 1f(%rip), %rdx\n mov %rsp, %rcx\n sysexitq\n 1: ud2");
+static bool sysexit_null(struct box *b)
+{
+	return RUN(b, sysexit, RING0) != GP;
+}
+
+CODE(iopl, "mov %rsp, %rbx\n push $0x10\n push %rbx\n push $0x3002\n push $8\n lea 1f(%rip), %rax\n push %rax\n iretq\n 1: pushf\n pop %rax\n hlt");
+static bool no_iopl(struct box *b)
+{
+	return RUN(b, iopl, RING0) != BOX_HLT || (b->regs.rax & 0x3000) != 0x3000;
 }
 
 CODE(lar, "mov $0x1b, %ecx\n lar %ecx, %eax\n ud2");
@@ -424,6 +492,34 @@ static bool noncanon_pf(struct box *b)
 	return RUN(b, fxsave_far, RING0) != GP;
 }
 
+CODE(to_conforming, "mov $0x30, %eax\n mov %eax, %es\n mov $2, %r8d\n" TO_USER "mov %es, %ecx\n ud2");
+static bool drop_conforming(struct box *b)
+{
+	LOAD(b, to_conforming, RING0);
+	*box_word(b, b->sregs.gdt.base + 0x30) = 0x00af9f000000ffff;
+	return box_run(b) != UD || b->regs.rcx != 0x30;
+}
+
+CODE(call_gate, "movl $0x33, 4(%rdi)\n lcall *(%rdi)\n hlt");
+static bool user_gate(struct box *b)
+{
+	LOAD(b, call_gate, RING3);
+	uint32_t at = BOX_CODE + (uint32_t)(call_gate_end - call_gate) - 1;
+	*box_word(b, b->sregs.gdt.base + 0x30) = (at & 0xffff) | BOX_KCODE << 16 | 0xecull << 40 | (uint64_t)(at >> 16) << 48;
+	b->sregs.gdt.limit = 0x3f;
+	return box_run(b) != BOX_HLT;
+}
+
+CODE(div, "xor %ecx, %ecx\n div %ecx\n hlt");
+static bool pf_df(struct box *b)
+{
+	LOAD(b, div, RING3);
+	*box_word(b, b->sregs.idt.base) |= 1ull << 32; /* IST1 */
+	*box_word(b, b->sregs.tr.base + 0x24) = BOX_PAGES + 0x52000;
+	*box_word(b, BOX_PTE(BOX_PAGES + 0x51000)) = 0;
+	return box_run(b) != PF;
+}
+
 static const struct probe {
 	struct kvm_defect defect;
 	bool (*found)(struct box *b);
@@ -448,22 +544,31 @@ static const struct probe {
 	{ { "ss-step", "in ring 0 MOV SS does not hold back a single-step trap" }, ss_step },
 	{ { "np-df", "an exception whose gate is not present becomes #DF, not #NP" }, np_df },
 	{ { "late-window", "in ring 0 the interrupt window opens up to a thousand instructions after STI" }, late_window },
+	{ { "hypercall-loop", "in ring 0 VMCALL is run again and again" }, hypercall_loop },
 	{ { "tsc-fixed", "IA32_TSC_ADJUST does not move the TSC" }, tsc_fixed },
 	{ { "cpuid-or", "CPUID shows features of the host that KVM_SET_CPUID2 did not give" }, cpuid_or },
 	{ { "msr-checks", "WRMSR takes values that raise #GP on processors: unknown memory types in IA32_PAT, a KERNEL_GS_BASE that is no address" }, msr_checks },
-	{ { "no-hypercall", "neither VMCALL nor VMMCALL gets through in ring 0: KVM rewrites the instruction for ever" }, no_hypercall },
-	{ { "cr4-any", "CR4 takes bits of features that CPUID does not show" }, cr4_any },
 	{ { "mwait-nop", "MWAIT, which CPUID does not show, does nothing where #UD was asked for" }, mwait_nop },
 	{ { "lgdt-any", "LGDT takes a base that is not canonical" }, lgdt_any },
-	{ { "msr-any", "WRMSR takes an address that is not canonical" }, msr_any },
 	{ { "ltr-16", "LTR takes a 16-bit TSS in long mode" }, ltr_16 },
+	{ { "cr4-any", "CR4.PKE can be set although CPUID has no PKU" }, cr4_any },
 	{ { "smap-fetch", "SMAP keeps ring 0 from raising #UD on the user's pages: as if fetches were reads" }, smap_fetch },
 	{ { "no-paging-32", "paging cannot be switched on outside long mode" }, no_paging_32 },
 	{ { "frame-base", "an exception in ring 0 does not add the base of SS to where its frame goes" }, frame_base },
 	{ { "down-limit", "an access over the end of an expand-down segment is let through" }, down_limit },
 	{ { "user-bp", "DR0 to DR3 do not trigger in ring 3" }, user_bp },
 	{ { "data-bp", "data breakpoints do not trigger in ring 0" }, data_bp },
+	{ { "io-bp", "port breakpoints do not trigger in ring 0" }, io_bp },
+	{ { "step-late", "in ring 0 TF traps late after LFENCE, SWAPGS or IN" }, step_late },
+	{ { "drop-conforming", "a return to ring 3 drops a conforming code segment from ES" }, drop_conforming },
+	{ { "user-gate", "a call gate does not take ring 3 to ring 0" }, user_gate },
+	{ { "pf-df", "a page fault on the way to the handler of #DE becomes #DF" }, pf_df },
 	{ { "user-am", "RFLAGS.AC checks alignment in ring 3 although CR0.AM is clear" }, user_am },
+	{ { "user-tsd", "CR4.TSD does not keep ring 3 from RDTSC" }, user_tsd },
+	{ { "user-sysenter", "SYSENTER in ring 3 does not get to ring 0" }, user_sysenter },
+	{ { "sce-any", "SYSRET does not mind EFER.SCE" }, sce_any },
+	{ { "sysexit-null", "64-bit SYSEXIT takes a null selector with an RPL in IA32_SYSENTER_CS" }, sysexit_null },
+	{ { "no-iopl", "IRET in ring 0 does not load IOPL" }, no_iopl },
 	{ { "user-lar", "LAR in ring 3 does not find the GDT" }, user_lar },
 	{ { "user-cr1", "MOV from CR1 in ring 3 raises #GP, not #UD" }, user_cr1 },
 	{ { "user-mf", "#MF in ring 3 arrives as another exception" }, user_mf },

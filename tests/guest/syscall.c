@@ -38,13 +38,14 @@ static struct frame start(const u8 *code, bool user)
 
 static void syscalls(void)
 {
-	section("SYSCALL: flags by SFMASK");
 	static const u64 masks[] = { 0, 0xffffffff, F_CF, F_TF, F_IF, F_DF, F_AC, F_NT, F_RF, F_ID, 3 << 12, STATUS, 0x47700, 2, 1ull << 31 };
 	static const u64 flags[] = { 0, STATUS, STATUS | F_DF | F_AC | F_ID, F_IF, 3 << 12, F_RF, F_NT };
 	wrmsr(LSTAR, (u64)entry);
 	wrmsr(STAR, (u64)0x20 << 48 | (u64)KCODE << 32 | 0x12345678);
 	check_cell("STAR", "read back", rdmsr(STAR), (u64)0x20 << 48 | (u64)KCODE << 32 | 0x12345678);
-	for (unsigned user = 0; user < 2; user++)
+	for (unsigned user = 0; user < 2; user++) {
+		if (!section_unless(user ? "SYSCALL in user mode: flags by SFMASK" : "SYSCALL in kernel mode: flags by SFMASK", user ? "user-if,syscall-cpl" : "no-iopl"))
+			continue;
 		for (unsigned m = 0; m < sizeof(masks) / sizeof(masks[0]); m++)
 			for (unsigned i = 0; i < sizeof(flags) / sizeof(flags[0]); i++) {
 				wrmsr(SFMASK, masks[m]);
@@ -61,8 +62,12 @@ static void syscalls(void)
 				check_cell(name, "CS, SS", f.cs << 16 | f.ss, KCODE << 16 | KDATA);
 				check_cell(name, "RSP", f.rsp, rsp);
 			}
+	}
 	wrmsr(SFMASK, 0x47700);
-	section("SYSCALL: selectors from STAR alone");
+}
+
+static void stars(void)
+{
 	static const u16 bases[] = { 0x08, 0x0b, 0x10, 0xf00, 0xffe8, 4 };
 	for (unsigned i = 0; i < sizeof(bases) / 2; i++) {
 		wrmsr(STAR, (u64)bases[i] << 32);
@@ -73,7 +78,10 @@ static void syscalls(void)
 		check_cell("STAR", "SS", f.ss, (bases[i] & ~3) + 8);
 		check_cell("STAR", "RIP", f.rip, (u64)entry);
 	}
-	section("without EFER.SCE");
+}
+
+static void no_sce(void)
+{
 	u64 efer = rdmsr(EFER);
 	const u8 *code[] = { do_syscall, do_sysret, do_sysret32 };
 	for (unsigned i = 0; i < 3; i++)
@@ -91,10 +99,11 @@ static void syscalls(void)
 
 static void sysrets(void)
 {
-	section("SYSRET: selectors, flags, addresses");
 	static const u16 bases[] = { 0x20, 0x23, 0x21, 0xf00, 0xffe0 };
-	for (unsigned i = 0; i < sizeof(bases) / 2; i++)
-		for (unsigned wide = 0; wide < 2; wide++) {
+	for (unsigned wide = 0; wide < 2; wide++) {
+		if (!section_unless(wide ? "SYSRET: 64-bit" : "SYSRET: 32-bit", wide ? "" : "sysret-compat"))
+			continue;
+		for (unsigned i = 0; i < sizeof(bases) / 2; i++) {
 			wrmsr(STAR, (u64)bases[i] << 48 | (u64)KCODE << 32);
 			struct frame f = kernel_frame(wide ? do_sysret : do_sysret32);
 			u64 rsp = f.rsp;
@@ -108,29 +117,22 @@ static void sysrets(void)
 			check_cell(name, "SS", f.ss, (u16)(bases[i] + 8) | 3);
 			check_cell(name, "RSP", f.rsp, rsp);
 		}
+	}
+	section("SYSRET: flags");
 	wrmsr(STAR, (u64)0x20 << 48 | (u64)KCODE << 32);
 	static const u64 flags[] = { 0, ~0ull & ~(u64)(F_TF | F_NT), STATUS, F_IF, 3 << 12, F_RF, 1 << 17, F_AC | F_ID };
+	u64 iopl = skipping("IOPL by SYSRET", "no-iopl") ? 3 << 12 : 0;
 	for (unsigned i = 0; i < sizeof(flags) / sizeof(flags[0]); i++) {
 		struct frame f = kernel_frame(do_sysret);
-		f.rcx = user_alias(entry), f.r11 = flags[i];
+		f.rcx = user_alias(entry), f.r11 = flags[i] & ~iopl;
 		exec(&f);
 		/* (R11 & 3C7FD7H) | 2: without RF and VM. The fault pushes RF. */
-		check_cell("SYSRET", "RFLAGS", f.rflags & ~(u64)F_RF, (flags[i] & 0x3c7fd7) | 2);
+		check_cell("SYSRET", "RFLAGS", f.rflags & ~(u64)F_RF, (flags[i] & ~iopl & 0x3c7fd7) | 2);
 	}
 	section("SYSRET: refused");
 	struct frame f = start(do_sysret, true);
 	exec(&f);
 	check_cell("SYSRET in user mode", "vector", f.vector, GP);
-	static const u64 bad[] = { NONCANON, 0xffff7fffffffffff, 1ull << 63, 0x7fffffffffff + 1 };
-	for (unsigned i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
-		f = kernel_frame(do_sysret);
-		f.rcx = bad[i], f.r11 = 2 | F_CF;
-		exec(&f);
-		check_cell("SYSRET to nowhere", "vector", f.vector, GP);
-		check_cell("SYSRET to nowhere", "CS", f.cs, amd ? UCODE : KCODE);
-		check_cell("SYSRET to nowhere", "RIP", f.rip, amd ? bad[i] : (u64)do_sysret);
-		check_cell("SYSRET to nowhere", "CF", f.rflags & F_CF, amd ? F_CF : 0);
-	}
 	/* canonical, but not there */
 	f = kernel_frame(do_sysret);
 	f.rcx = 0x7ffffffff000, f.r11 = 2;
@@ -142,14 +144,26 @@ static void sysrets(void)
 	f.rcx = (u64)entry, f.r11 = 2;
 	exec(&f);
 	check_cell("SYSRET to the kernel's page", "error code", f.error, PF_P | PF_U | PF_I);
+	if (!section_unless("SYSRET: to no address", "late-gp"))
+		return;
+	static const u64 bad[] = { NONCANON, 0xffff7fffffffffff, 1ull << 63, 0x7fffffffffff + 1 };
+	for (unsigned i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+		f = kernel_frame(do_sysret);
+		f.rcx = bad[i], f.r11 = 2 | F_CF;
+		exec(&f);
+		check_cell("SYSRET to nowhere", "vector", f.vector, GP);
+		check_cell("SYSRET to nowhere", "CS", f.cs, amd ? UCODE : KCODE);
+		check_cell("SYSRET to nowhere", "RIP", f.rip, amd ? bad[i] : (u64)do_sysret);
+		check_cell("SYSRET to nowhere", "CF", f.rflags & F_CF, amd ? F_CF : 0);
+	}
 }
 
 /* --- SYSENTER, SYSEXIT --- */
 
 static void sysenters(void)
 {
-	section("SYSENTER, SYSEXIT");
 	if (amd) {
+		section("SYSENTER");
 		struct frame f = start(do_sysenter, true);
 		exec(&f);
 		check_cell("SYSENTER in long mode on AMD", "vector", f.vector, UD);
@@ -158,8 +172,10 @@ static void sysenters(void)
 	wrmsr(SYSENTER_EIP, (u64)entry);
 	wrmsr(SYSENTER_ESP, 0xffff800000012345);
 	static const u16 segments[] = { 0x08, 0x0b, 0xf00, 0xffc0, 0, 3 };
-	for (unsigned i = 0; i < sizeof(segments) / 2; i++)
-		for (unsigned user = 0; user < 2; user++) {
+	for (unsigned user = 0; user < 2; user++) {
+		if (!section_unless(user ? "SYSENTER in user mode" : "SYSENTER in kernel mode", user ? "user-sysenter" : ""))
+			continue;
+		for (unsigned i = 0; i < sizeof(segments) / 2; i++) {
 			bool refused = !(segments[i] & 0xfffc);
 			u64 flags = STATUS | F_IF | F_DF | F_AC | F_RF | F_NT;
 			wrmsr(SYSENTER_CS, segments[i]);
@@ -178,10 +194,15 @@ static void sysenters(void)
 			check_cell(name, "SS", f.ss, (u16)((segments[i] & ~3) + 8));
 			check_cell(name, "RFLAGS", f.rflags & ~(u64)F_RF, 2 | (flags & ~(u64)(F_IF | F_RF)));
 		}
+	}
+	section("SYSEXIT");
+	bool any_cs = skipping("selector 3 in SYSEXIT", "sysexit-null");
 	for (unsigned i = 0; i < sizeof(segments) / 2; i++)
 		for (unsigned wide = 0; wide < 2; wide++) {
 			bool refused = !(segments[i] & 0xfffc);
 			wrmsr(SYSENTER_CS, segments[i]);
+			if (any_cs && wide && segments[i] == 3)
+				continue;
 			const u8 *code = wide ? do_sysexit : do_sysexit32;
 			struct frame f = kernel_frame(code);
 			f.rdx = wide ? user_alias(entry) : LOW | 0x1234500000000;
@@ -223,7 +244,7 @@ SNIPPET(load_fs, "mov %ecx, %fs\n mov %ecx, %gs\n ud2");
 
 static void bases(void)
 {
-	section("SWAPGS, FSGSBASE");
+	section("SWAPGS");
 	static u64 a = 0xa, b = 0xb;
 	u64 cr4 = read_cr4();
 	wrmsr(GS_BASE, (u64)&b);
@@ -235,6 +256,8 @@ static void bases(void)
 	f = start(do_swapgs, true);
 	exec(&f);
 	check_cell("SWAPGS in user mode", "vector", f.vector, GP);
+	if (!section_unless("FSGSBASE", "fsgsbase-on"))
+		return;
 	for (unsigned user = 0; user < 2; user++) {
 		const char *name = user ? "user" : "kernel";
 		static const u8 *const code[] = { rdfs, wrfs, wrfs32 };
@@ -300,7 +323,7 @@ SNIPPET(do_rdpmc, "mov $0, %ecx\n rdpmc\n ud2");
 
 static void kept(void)
 {
-	section("UMIP, TSD, PCE");
+	section("UMIP");
 	u64 cr4 = read_cr4();
 	static const u8 *const umip[] = { do_sgdt, do_sidt, do_sldt, do_str, do_smsw, do_smsw_mem };
 	static const char *const names[] = { "SGDT", "SIDT", "SLDT", "STR", "SMSW", "SMSW to memory" };
@@ -317,8 +340,12 @@ static void kept(void)
 				if (!on && umip[i] == do_smsw)
 					check_cell(names[i], "value", f.rax, read_cr0());
 			}
+	section("TSD, PCE");
+	bool no_tsd = skipping("user mode: TSD", "user-tsd");
 	for (unsigned on = 0; on < 2; on++)
 		for (unsigned user = 0; user < 2; user++) {
+			if (on && user && no_tsd)
+				continue;
 			const u8 *code[] = { do_rdtsc, do_rdtscp };
 			for (unsigned i = 0; i < 2; i++) {
 				if (i && !CPU_HAS(0x80000001, 0, 3, 27))
@@ -350,6 +377,10 @@ void guest_main(void)
 	write_cr4(read_cr4() ^ 1 << 7);
 	write_cr4(read_cr4() ^ 1 << 7);
 	syscalls();
+	if (section_unless("SYSCALL: selectors from STAR alone", "syscall-cpl"))
+		stars();
+	if (section_unless("without EFER.SCE", "sce-any"))
+		no_sce();
 	sysrets();
 	sysenters();
 	bases();

@@ -237,14 +237,19 @@ unsigned kvm_irqchip_caps(int fd)
 	       (has(fd, KVM_CAP_TSC_CONTROL) ? ACCEL_CAP_TSC_SCALING : 0);
 }
 
+static bool is_software(void)
+{
+	struct kvm_probe probe;
+	kvm_probe(&probe, KVM_PROBE_MEASURE, NULL);
+	return probe.state == KVM_PROBE_SLOW;
+}
+
 /* A software KVM (its ring 0 is interpreted) is better off with ours. The one that we know ends an interrupt when its LAPIC delivers it, so handlers
  * are not kept from each other; and its LAPIC's timer, which goes on at its own pace however slow ring 0 is, can leave the guest no time for
  * anything but the handler. Ours keep interrupts in service, and a late tick waits for the guest. */
 static enum accel_irqchip best(void)
 {
-	struct kvm_probe probe;
-	kvm_probe(&probe, KVM_PROBE_MEASURE, NULL);
-	return probe.state == KVM_PROBE_SLOW ? ACCEL_IRQCHIP_USER : ACCEL_IRQCHIP_KERNEL;
+	return is_software() ? ACCEL_IRQCHIP_USER : ACCEL_IRQCHIP_KERNEL;
 }
 
 static int create_kernel(struct accel_vm *vm, struct error *err)
@@ -270,6 +275,7 @@ int kvm_irqchip_create(struct accel_vm *vm, struct error *err)
 {
 	if (!kvm_has_lapic(vm))
 		return 0;
+	vm->software = is_software();
 	vm->routes = calloc(1, sizeof(*vm->routes) + (GSIS + FIXED_MAX) * sizeof(vm->routes->entries[0]));
 	vm->route = calloc(GSIS, sizeof(*vm->route));
 	if (!vm->routes || !vm->route)

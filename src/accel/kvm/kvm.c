@@ -72,6 +72,8 @@ static void kvm_vm_destroy(struct accel_vm *vm)
 	kvm_remove_memory(vm);
 	kvm_irqchip_destroy(vm);
 	pthread_mutex_destroy(&vm->route_lock);
+	if (vm->stats_fd >= 0)
+		close(vm->stats_fd);
 	if (vm->fd >= 0)
 		close(vm->fd);
 	if (vm->kvm_fd >= 0)
@@ -94,6 +96,7 @@ static int set_up(struct accel_vm *vm, const struct accel_vm_config *config, str
 		const struct kvm_probe found = { .state = errno == EBUSY ? KVM_PROBE_BUSY : KVM_PROBE_BROKEN, .step = "KVM_CREATE_VM", .error = errno };
 		return kvm_refuse(&found, err);
 	}
+	vm->stats_fd = kvm_stats_open(vm, vm->fd);
 	uint64_t identity = IDENTITY_MAP_ADDR;
 	if (ioctl(vm->fd, KVM_SET_TSS_ADDR, TSS_ADDR) < 0 || ioctl(vm->fd, KVM_SET_IDENTITY_MAP_ADDR, &identity) < 0)
 		return error_set(err, errno, "KVM does not take its private pages: %s", strerror(errno));
@@ -116,7 +119,7 @@ static int kvm_vm_create(struct accel_vm **out, const struct accel_vm_config *co
 	struct accel_vm *vm = calloc(1, sizeof(*vm));
 	if (!vm)
 		return error_set(err, ENOMEM, "no memory for KVM's VM");
-	vm->kvm_fd = vm->fd = -1;
+	vm->kvm_fd = vm->fd = vm->stats_fd = -1;
 	vm->ram = config->ram;
 	vm->irqchip = config->irqchip;
 	vm->ioapic_pins = config->ioapic_pins;
@@ -136,6 +139,8 @@ static void kvm_vcpu_destroy(struct accel_vcpu *v)
 	kvm_step_destroy(v->step);
 	if (v->run)
 		munmap(v->run, (size_t)v->vm->run_size);
+	if (v->stats_fd >= 0)
+		close(v->stats_fd);
 	if (v->fd >= 0)
 		close(v->fd);
 	free(v->msrs);
@@ -151,6 +156,7 @@ static int start_vcpu(struct accel_vcpu *v, struct error *err)
 	if (run == MAP_FAILED)
 		return error_set(err, errno, "cannot map vCPU %u: %s", v->config.index, strerror(errno));
 	v->run = run;
+	v->stats_fd = kvm_stats_open(v->vm, v->fd);
 	if (v->vm->tsc_khz && ioctl(v->fd, KVM_SET_TSC_KHZ, (unsigned long)v->vm->tsc_khz) < 0)
 		return error_set(err, errno, "KVM cannot run the TSC of vCPU %u at %u kHz: %s", v->config.index, v->vm->tsc_khz, strerror(errno));
 	int r = kvm_cpuid_set(v);
@@ -173,7 +179,7 @@ static int kvm_vcpu_create(struct accel_vcpu **out, struct accel_vm *vm, const s
 		return error_set(err, ENOMEM, "no memory for vCPU %u", config->index);
 	v->vm = vm;
 	v->config = *config;
-	v->fd = -1;
+	v->fd = v->stats_fd = -1;
 	int r = start_vcpu(v, err);
 	if (r) {
 		kvm_vcpu_destroy(v);
@@ -203,4 +209,5 @@ const struct accel_ops accel_kvm = {
 	.vcpu_kick = kvm_vcpu_kick,
 	.vcpu_nmi = kvm_vcpu_nmi,
 	.vcpu_stats = kvm_vcpu_stats,
+	.counters = kvm_counters,
 };

@@ -24,6 +24,7 @@ struct x86_state;
 
 struct accel_vm {
 	int kvm_fd, fd;
+	int stats_fd; /* [I] -1: this KVM has none */
 	struct guest_ram *ram;
 	int run_size;
 	bool points_tried;
@@ -33,6 +34,7 @@ struct accel_vm {
 	enum accel_irqchip irqchip; /* [I] */
 	unsigned ioapic_pins;	    /* [I] SPLIT: the first GSIs are pins of our IOAPIC */
 	uint32_t tsc_khz;	    /* [I] 0: the host's */
+	bool software;		    /* [I] with its LAPIC: this KVM interprets ring 0 */
 	pthread_mutex_t route_lock;
 	struct kvm_irq_routing *routes; /* [route_lock] what was last told to KVM */
 	struct kvm_route *route;	/* [route_lock] the messages by GSI */
@@ -47,7 +49,7 @@ struct accel_vcpu {
 	struct accel_vm *vm;
 	struct accel_vcpu_config config;
 	struct x86_cpuid_table cpuid; /* config.cpuid as KVM shows it */
-	int fd;
+	int fd, stats_fd;
 	struct kvm_run *run; /* shared with the kernel */
 	struct debugger debugger;
 	uint32_t debug_control;	   /* what KVM_SET_GUEST_DEBUG knows, once asked */
@@ -76,7 +78,7 @@ int kvm_state_set(struct accel_vcpu *v, const struct x86_state *in);
 /* --- cpuid.c --- */
 
 /* What processor this KVM can show; see struct accel_ops. */
-int kvm_cpu_offer(struct x86_cpu_offer *out, struct error *err);
+int kvm_cpu_offer(struct x86_cpu_offer *out, bool thorough, struct error *err);
 /* Tell KVM the vCPU's CPUID table; v->cpuid is what the guest then sees. 0 or -errno. */
 int kvm_cpuid_set(struct accel_vcpu *v);
 
@@ -101,6 +103,13 @@ static inline bool kvm_debug_holds_irq(const struct accel_vcpu *v)
 {
 	return v->debugger.want.no_irq || v->debug_over;
 }
+
+/* --- stats.c --- */
+
+/* The descriptor of the statistics of a VM's or vCPU's descriptor, or -1. */
+int kvm_stats_open(const struct accel_vm *vm, int fd);
+/* accel_ops.counters */
+void kvm_counters(struct accel_vm *vm, struct accel_vcpu *vcpu, const struct accel_counter_sink *sink);
 
 /* --- step.c --- */
 
