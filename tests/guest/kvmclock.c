@@ -207,7 +207,7 @@ SNIPPET(vmmcall, "vmmcall\n ud2");
 
 static void hypercalls(void)
 {
-	if (!section_unless("hypercalls", "hypercall-loop"))
+	if (!section_unless("hypercalls", "no-hypercall"))
 		return;
 	/* one that nobody knows: -KVM_ENOSYS, and registers as they were. In user mode none is for them. */
 	const u8 *code[] = { vmcall, vmmcall };

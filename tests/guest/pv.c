@@ -171,7 +171,7 @@ static void open_window(void)
 
 static void hypercalls(void)
 {
-	if (!section_unless("hypercalls", "hypercall-loop"))
+	if (!section_unless("hypercalls", "no-hypercall"))
 		return;
 	CHECK_EQ(hypercall(HC_NONE, 0, 0, 0, 0), -(u64)ENOSYS_KVM);
 	handlers[VEC_PV] = on_irq;
