@@ -25,10 +25,10 @@ const struct accel_ops *accel_find(const char *name)
 	return NULL;
 }
 
-int accel_cpu_offer(const struct accel_ops *accel, struct x86_cpu_offer *out, struct error *err)
+int accel_cpu_offer(const struct accel_ops *accel, struct x86_cpu_offer *out, bool thorough, struct error *err)
 {
 	if (accel->cpu_offer)
-		return accel->cpu_offer(out, err);
+		return accel->cpu_offer(out, thorough, err);
 	x86_cpu_offer_emulated(out, accel->name);
 	return 0;
 }

@@ -27,7 +27,7 @@ enum accel_cap {
 	ACCEL_CAP_IRQCHIP = 1 << 0,   /* ACCEL_IRQCHIP_KERNEL */
 	ACCEL_CAP_IRQFD = 1 << 1,     /* an eventfd can raise a GSI or MSI */
 	ACCEL_CAP_IOEVENTFD = 1 << 2, /* a guest write can signal an eventfd without an exit */
-	ACCEL_CAP_DIRTY_LOG = 1 << 3, /* can say which pages the guest wrote */
+	ACCEL_CAP_DIRTY_LOG = 1 << 3, /* can say which pages were written: dirty_start and the like */
 	ACCEL_CAP_XEN = 1 << 4,	      /* Xen hypercalls arrive as ACCEL_EXIT_HYPERCALL */
 	ACCEL_CAP_SPLIT_IRQCHIP = 1 << 5, /* ACCEL_IRQCHIP_SPLIT */
 	ACCEL_CAP_TSC_SCALING = 1 << 6,	  /* the guest's TSC can run at another rate than the host's */
@@ -127,6 +127,7 @@ struct accel_vm_config {
 	size_t code_cache_size; /* bytes; 0: the accelerator's default. Test knob for the translator */
 	unsigned debug_flags;	/* enum accel_debug bits: forced modes of tests */
 	enum accel_irqchip irqchip; /* one that caps() has */
+	unsigned dirty_ring;	    /* ACCEL_CAP_DIRTY_LOG: entries of a ring for each vCPU, a power of two from 1024; 0: bitmaps. Others ignore it */
 	unsigned ioapic_pins;	    /* SPLIT: GSIs 0 to this are pins of our IOAPIC */
 	uint64_t tsc_hz;	    /* of the guest; 0: the host's. Another one only with ACCEL_CAP_TSC_SCALING */
 };
@@ -205,6 +206,12 @@ struct accel_ioeventfd {
 	int fd;
 };
 
+/* Takes counters by name; the name is valid during the call. */
+struct accel_counter_sink {
+	void (*put)(void *opaque, const char *name, uint64_t value);
+	void *opaque;
+};
+
 struct accel_stats {
 	uint64_t exits[ACCEL_EXIT_EMULATION_FAILED + 1];
 	uint64_t interrupts, insns_stepped, blocks_translated, blocks_cloned, insns_translated, tlb_misses, code_flushes, code_bytes;
@@ -219,8 +226,9 @@ struct accel_ops {
 	 * it does not work; either way `why` has one clause that says what was found. May run a guest for 2 ms. */
 	int (*recommend)(struct error *why);
 	unsigned (*caps)(void); /* enum accel_cap bits */
-	/* What processor it can show on this host (cpu/x86/cpu_model.h). NULL: what our emulator can. 0, or -errno with the sentence. */
-	int (*cpu_offer)(struct x86_cpu_offer *out, struct error *err);
+	/* What processor it can show on this host (cpu/x86/cpu_model.h). NULL: what our emulator can. 0, or -errno with the sentence. Not `thorough`: what
+	 * can be had without taking some ms; there may be more. */
+	int (*cpu_offer)(struct x86_cpu_offer *out, bool thorough, struct error *err);
 
 	const struct accel_chip_ops *chip; /* with ACCEL_CAP_IRQCHIP or ACCEL_CAP_SPLIT_IRQCHIP, else NULL */
 	/* With ACCEL_CAP_IOEVENTFD, else NULL. Any thread. -EEXIST if there is one already. */
@@ -253,6 +261,17 @@ struct accel_ops {
 	/* Debugging aid: write what the accelerator knows (last blocks, host code) as text to fd. May be NULL. */
 	void (*vcpu_dump)(struct accel_vcpu *vcpu, int fd);
 	void (*vcpu_stats)(struct accel_vcpu *vcpu, struct accel_stats *out);
+	/* ACCEL_CAP_DIRTY_LOG; any thread, one at a time, vCPUs may run. Note from now on which pages of RAM are written, by vCPUs and by devices (as the RAM
+	 * watcher is told), all being clean at first. 0, or -errno with a sentence. */
+	int (*dirty_start)(struct accel_vm *vm, struct error *err);
+	void (*dirty_stop)(struct accel_vm *vm);
+	/* OR what was written since the last fetch into `bitmap`, a bit a page, and call it clean. Region: index in guest_ram.region, or nregions for the
+	 * room. While vCPUs run a page may come late, but never after they have left vcpu_run. 0 or -errno. */
+	int (*dirty_fetch)(struct accel_vm *vm, unsigned region, uint64_t *bitmap);
+
+	/* What else it counts, by names of its own and in the same order for each vCPU; `vcpu` NULL: for the VM as a whole. Any thread. NULL in the
+	 * table: nothing. */
+	void (*counters)(struct accel_vm *vm, struct accel_vcpu *vcpu, const struct accel_counter_sink *sink);
 };
 
 extern const struct accel_ops accel_interp;
@@ -263,7 +282,7 @@ extern const struct accel_ops accel_kvm;
 const struct accel_ops *accel_find(const char *name);
 const struct accel_ops *const *accel_list(void);
 
-/* What processor `accel` can show a guest on this host. 0, or -errno with the sentence. */
-int accel_cpu_offer(const struct accel_ops *accel, struct x86_cpu_offer *out, struct error *err);
+/* What processor `accel` can show a guest on this host: see accel_ops.cpu_offer. */
+int accel_cpu_offer(const struct accel_ops *accel, struct x86_cpu_offer *out, bool thorough, struct error *err);
 
 #endif

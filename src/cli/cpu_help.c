@@ -13,7 +13,7 @@ int cpu_help_print(FILE *to)
 	int n = 0;
 
 	for (const struct accel_ops *const *a = accel_list(); *a && n < ACCELS_MAX; a++)
-		if ((*a)->probe(&err) == 0 && accel_cpu_offer(*a, &offers[n], &err) == 0)
+		if ((*a)->probe(&err) == 0 && accel_cpu_offer(*a, &offers[n], true, &err) == 0)
 			n++;
 	x86_cpu_print(to, offers, n);
 	return 0;

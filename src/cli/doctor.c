@@ -65,7 +65,7 @@ static void print_accel(FILE *to, const struct accel_ops *a)
 	}
 	struct x86_cpu_offer offer;
 	fprintf(to, "  %-10s  works here: %s", a->name, a->description);
-	if (!accel_cpu_offer(a, &offer, &sentence))
+	if (!accel_cpu_offer(a, &offer, true, &sentence))
 		fprintf(to, "; --cpu up to %s", x86_cpu_best_level(&offer));
 	fputc('\n', to);
 	if (a->recommend) {

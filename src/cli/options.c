@@ -244,6 +244,13 @@ static int parse_hugepages(struct run_options *o, const char *value, struct erro
 	return error_set(err, EINVAL, "--hugepages %s: no such kind; choose 2M or 1G (reserved by the host), or transparent", value);
 }
 
+static int parse_pin(struct run_options *o, const char *value, struct error *err)
+{
+	(void)err; /* once the number of vCPUs is known */
+	o->pin = value;
+	return 0;
+}
+
 static int parse_mergeable(struct run_options *o, const char *value, struct error *err)
 {
 	(void)value;
@@ -340,6 +347,7 @@ static const struct option options[] = {
 	{ "mergeable", NULL, "let the host merge pages of RAM that are equal (KSM)", parse_mergeable },
 	{ "cpus", "N", "virtual CPUs, 1 to 16 (default 1)", parse_cpus },
 	{ "cpu", "MODEL[,+feature][,-feature]", "the processor the guest sees: trapline, host, x86-64, x86-64-v2, ...; --cpu help lists all", parse_cpu },
+	{ "pin", "LIST", "host CPUs for the vCPUs: 2-5 (one each), or 0=2,1=4-5", parse_pin },
 	{ "disk", "FILE[,key=value...]", "a disk: an image or an NBD export; again for more disks", parse_disk, .repeat = true },
 	{ "net", "TYPE[,key=value...]", "a network card: user, passt, tap, socket or none; again for more", parse_net, .repeat = true },
 	{ "share", "DIR[,key=value...]", "a host folder that the guest can mount; again for more", parse_share, .repeat = true },

@@ -37,6 +37,7 @@ struct run_options {
 	uint64_t memory;    /* bytes */
 	uint64_t memory_max; /* bytes; 0: no more than memory */
 	unsigned cpus;
+	const char *pin;    /* or NULL */
 	enum machine_hugepages hugepages;
 	bool mergeable;
 	bool no_reboot;

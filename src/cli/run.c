@@ -249,6 +249,7 @@ static int run_machine(const struct run_options *o, const struct accel_ops *acce
 		.hugepages = o->hugepages,
 		.mergeable = o->mergeable,
 		.ncpus = o->cpus,
+		.pin = o->pin,
 		.cpu = o->cpu,
 		.serial = reach_serial(reach, o->serial),
 		.runtime_dir = reach->runtime ? runtime_path(reach->runtime) : NULL,

@@ -23,6 +23,7 @@
 #include "gdb/server.h"
 #include "load/load.h"
 #include "machine/boot.h"
+#include "machine/pin.h"
 #include "machine/stats.h"
 #include "machine/virtio.h"
 #include "mem/ram.h"
@@ -32,6 +33,7 @@
 
 struct machine {
 	struct machine_config config; /* [I] */
+	cpu_set_t affinity[MACHINE_MAX_CPUS]; /* [I] of each vCPU, with config.pin */
 	struct x86_cpu cpu; /* [I] what the guest is shown */
 	pthread_mutex_t device_lock;
 	struct loop *loop; /* [I] */
@@ -283,6 +285,7 @@ static int build_around(struct machine *m, struct boot_files *files, struct erro
 		.loop = m->loop,
 		.device_lock = &m->device_lock,
 		.ncpus = m->config.ncpus,
+		.affinity = m->config.pin ? m->affinity : NULL,
 		.cpu = &m->cpu,
 		.irqchip = m->irqchip,
 		.kvm_leaves = true,
@@ -320,10 +323,13 @@ static int choose_cpu(struct machine *m, struct error *err)
 	struct x86_cpu_request request = { 0 };
 	struct x86_cpu_offer offer;
 	int r = m->config.cpu ? x86_cpu_parse(&request, m->config.cpu, err) : 0;
-	if (!r)
-		r = accel_cpu_offer(m->config.accel, &offer, err);
-	if (!r)
-		r = x86_cpu_resolve(&m->cpu, &request, &offer, err);
+	if (r)
+		return r;
+	for (int thorough = 0; thorough < 2; thorough++) {
+		r = accel_cpu_offer(m->config.accel, &offer, thorough, err);
+		if (!r && !(r = x86_cpu_resolve(&m->cpu, &request, &offer, err)))
+			break;
+	}
 	if (!r)
 		log_info("processor: %s, as %s", m->cpu.model->name, m->cpu.id.host ? "this host's" : m->cpu.id.brand);
 	return r;
@@ -396,6 +402,10 @@ int machine_create(struct machine **out, const struct machine_config *config, st
 	pthread_mutex_init(&m->lock, NULL);
 	pthread_mutex_init(&m->device_lock, NULL);
 	int r = choose_cpu(m, err);
+	if (!r && config->pin)
+		r = pin_parse(m->affinity, config->ncpus, config->pin, err);
+	if (!r && config->pin)
+		r = pin_check(m->affinity, config->ncpus, err);
 	if (!r)
 		r = loop_create(&m->loop, &m->device_lock, err);
 	const struct chardev_config chardev = { .loop = m->loop, .quit = on_quit, .opaque = m };

@@ -45,6 +45,7 @@ struct machine_config {
 	enum machine_hugepages hugepages; /* what the host shall give RAM in */
 	bool mergeable;		       /* the host may merge equal pages of RAM */
 	unsigned ncpus;		       /* 1..MACHINE_MAX_CPUS */
+	const char *pin;	       /* what machine/pin.h takes, or NULL: vCPUs run on any host CPU */
 	const char *cpu;	       /* MODEL[,+feature|,-feature...], see cpu/x86/cpu_model.h; NULL: the accelerator's default */
 	const char *irqchip;	       /* "kernel", "split", "user"; "auto" or NULL: what is best for the accelerator */
 	const char *serial;	       /* COM1: what chardev_open takes; NULL is "none" */

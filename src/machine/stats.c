@@ -38,6 +38,46 @@ void stats_memory(const struct stats_sink *s, const struct guest_ram *ram)
 	stats_put(s, "memory", "", "vmm_overhead", all > backed ? all - backed : 0);
 }
 
+/* The accelerator's own counters, the vCPUs' added up by name. */
+struct own {
+	unsigned n;
+	struct {
+		char name[64];
+		uint64_t value;
+	} counter[256];
+};
+
+static void add_own(void *opaque, const char *name, uint64_t value)
+{
+	struct own *own = opaque;
+	unsigned i = 0;
+	while (i < own->n && strcmp(own->counter[i].name, name))
+		i++;
+	if (i == sizeof(own->counter) / sizeof(own->counter[0]) || strlen(name) >= sizeof(own->counter[i].name))
+		return;
+	if (i == own->n) {
+		strcpy(own->counter[i].name, name);
+		own->counter[i].value = 0;
+		own->n++;
+	}
+	own->counter[i].value += value;
+}
+
+static void put_own(const struct stats_sink *s, const struct vm *vm)
+{
+	const struct accel_ops *accel = vm->config.accel;
+	struct own *own = accel->counters ? calloc(1, sizeof(*own)) : NULL;
+	if (!own)
+		return;
+	const struct accel_counter_sink sink = { .put = add_own, .opaque = own };
+	accel->counters(vm->accel, NULL, &sink);
+	for (unsigned i = 0; i < vm->ncpus; i++)
+		accel->counters(vm->accel, vm->vcpu[i].accel, &sink);
+	for (unsigned i = 0; i < own->n; i++)
+		stats_put(s, accel->name, "", own->counter[i].name, own->counter[i].value);
+	free(own);
+}
+
 void stats_vm(const struct stats_sink *s, const struct vm *vm)
 {
 	uint64_t total[ACCEL_EXIT_EMULATION_FAILED + 1] = { 0 };
@@ -77,6 +117,7 @@ void stats_vm(const struct stats_sink *s, const struct vm *vm)
 	stats_put(s, "accelerator", "", "instructions_translated", sum.insns_translated);
 	stats_put(s, "accelerator", "", "code_flushes", sum.code_flushes);
 	stats_put(s, "accelerator", "", "code_bytes", sum.code_bytes);
+	put_own(s, vm);
 }
 
 void stats_virtio(const struct stats_sink *s, const struct virtio_device *d)

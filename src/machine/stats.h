@@ -1,8 +1,8 @@
 /*
  * What a machine counts, as a flat list of numbers: whoever wants them hands a function that is called for each.
  *
- * Groups: "memory", "exits" (by kind, all vCPUs), "cpu" (one part a vCPU), "accelerator", and "device" with one part a
- * device. Numbers are totals since the last boot of the machine, unless they are amounts of now (memory). Counters that
+ * Groups: "memory", "exits" (by kind, all vCPUs), "cpu" (one part a vCPU), "accelerator", "kvm" (what the kernel's KVM counts, the vCPUs' added up), and "device" with
+ * one part a device. Numbers are totals since the last boot of the machine, unless they are amounts of now (memory). Counters that
  * vCPUs keep are read without a lock: each by itself is right.
  */
 #ifndef TRAPLINE_MACHINE_STATS_H

@@ -445,9 +445,15 @@ int vcpu_start(struct vcpu *v, struct error *err)
 	sigemptyset(&block);
 	for (unsigned i = 0; i < sizeof(not_ours) / sizeof(not_ours[0]); i++)
 		sigaddset(&block, not_ours[i]);
+	pthread_attr_t attr;
+	pthread_attr_init(&attr);
+	const cpu_set_t *affinity = v->vm->config.affinity ? &v->vm->config.affinity[v->index] : NULL;
+	if (affinity && CPU_COUNT(affinity))
+		pthread_attr_setaffinity_np(&attr, sizeof(*affinity), affinity);
 	pthread_sigmask(SIG_BLOCK, &block, &old);
-	int r = pthread_create(&v->thread, NULL, vcpu_thread, v);
+	int r = pthread_create(&v->thread, &attr, vcpu_thread, v);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	pthread_attr_destroy(&attr);
 	if (r)
 		return error_set(err, r, "cannot start the thread of vCPU %u: %s", v->index, strerror(r));
 	v->thread_started = true;

@@ -9,6 +9,7 @@
 #define TRAPLINE_VM_VM_H
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -34,6 +35,7 @@ struct vm_config {
 	struct loop *loop;     /* outlives the VM */
 	pthread_mutex_t *device_lock; /* the loop's; outlives the VM */
 	unsigned ncpus;
+	const cpu_set_t *affinity; /* a set of host CPUs for each vCPU, empty: any; or NULL. Outlives the VM */
 	const struct x86_cpu *cpu; /* what processor the guest is shown; NULL: the translator's default. Outlives the VM */
 	enum accel_irqchip irqchip; /* one that the accelerator has */
 	uint64_t tsc_hz;       /* of the guest's TSC, where its state was made at another host; 0: this host's */

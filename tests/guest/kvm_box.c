@@ -83,6 +83,11 @@ int box_run(struct box *b)
 {
 	if (ioctl(b->cpu, KVM_SET_SREGS, &b->sregs) < 0 || ioctl(b->cpu, KVM_SET_REGS, &b->regs) < 0)
 		return BOX_OTHER;
+	return box_go_on(b);
+}
+
+int box_go_on(struct box *b)
+{
 	int64_t end = now_ns() + PATIENCE_NS;
 	for (;;) {
 		int r = ioctl(b->cpu, KVM_RUN, 0);

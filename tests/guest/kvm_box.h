@@ -41,6 +41,8 @@ void box_load(struct box *b, const void *code, size_t size, unsigned ring);
 /* Run from regs and sregs to the end. >= 0: the vector of the exception that came (the frame is at regs.rsp; with an error code first, if it has
  * one); else BOX_... */
 int box_run(struct box *b);
+/* After an exit for a port: go on. */
+int box_go_on(struct box *b);
 uint64_t *box_word(struct box *b, uint64_t at);
 
 #endif

@@ -61,6 +61,20 @@ static bool split_lock(struct box *b)
 	return box_run(b) == PF && *box_word(b, 0x51ff8) != 0;
 }
 
+CODE(ins, "rep insl\n hlt");
+static bool ins_restart(struct box *b)
+{
+	LOAD(b, ins, RING0);
+	b->regs.rdx = 0x5f0;
+	b->regs.rcx = 7;
+	b->regs.rdi = BOX_PAGES + 0x51ff4;
+	*box_word(b, BOX_PTE(BOX_PAGES + 0x52000)) = 0;
+	int end = box_run(b);
+	for (unsigned i = 0; i < 100 && end == BOX_OTHER && b->run->exit_reason == KVM_EXIT_IO; i++)
+		end = box_go_on(b);
+	return end == PF && b->regs.rcx == 7;
+}
+
 /* --- ring 3 --- */
 
 CODE(int_80, "int $0x80\n hlt");
@@ -240,6 +254,16 @@ static bool mwait_nop(struct box *b)
 	struct kvm_enable_cap cap = { .cap = KVM_CAP_DISABLE_QUIRKS2, .args[0] = KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS };
 	ioctl(b->vm, KVM_ENABLE_CAP, &cap);
 	return RUN(b, mwait, RING0) == BOX_HLT;
+}
+
+/* Either by Intel's instruction or AMD's, as the processor is. Without the quirk that rewrites the wrong one, and tries again and again where
+ * nothing runs it. */
+CODE(vmcall, "mov $0x7fff, %eax\n vmcall\n hlt");
+CODE(vmmcall, "mov $0x7fff, %eax\n vmmcall\n hlt");
+static bool no_hypercall(struct box *b)
+{
+	struct kvm_enable_cap cap = { .cap = KVM_CAP_DISABLE_QUIRKS2, .args[0] = KVM_X86_QUIRK_FIX_HYPERCALL_INSN };
+	return ioctl(b->vm, KVM_ENABLE_CAP, &cap) == 0 && RUN(b, vmcall, RING0) != BOX_HLT && RUN(b, vmmcall, RING0) != BOX_HLT;
 }
 
 /* --- what ring 0 may load --- */
@@ -528,6 +552,7 @@ static const struct probe {
 	{ { "straddle-pf", "an access from the last canonical address on raises #PF, not #GP" }, straddle_pf },
 	{ { "fxsave-any", "in ring 0 FXSAVE does not raise #GP for an area that is not aligned" }, fxsave_any },
 	{ { "split-lock", "in ring 0 a locked instruction across two pages is not atomic: it has written the first when the second faults" }, split_lock },
+	{ { "ins-restart", "a REP INS that faults half way does not show in RCX and RDI what is done: it reads the port again" }, ins_restart },
 	{ { "user-int", "INT n in ring 3 raises #UD" }, user_int },
 	{ { "user-if", "PUSHF and SYSCALL in ring 3 show RFLAGS.IF set when it is not" }, user_if },
 	{ { "user-iopl", "CLI and STI in ring 3 raise #GP although IOPL allows them" }, user_iopl },
@@ -546,10 +571,11 @@ static const struct probe {
 	{ { "tsc-fixed", "IA32_TSC_ADJUST does not move the TSC" }, tsc_fixed },
 	{ { "cpuid-or", "CPUID shows features of the host that KVM_SET_CPUID2 did not give" }, cpuid_or },
 	{ { "msr-checks", "WRMSR takes values that raise #GP on processors: unknown memory types in IA32_PAT, a KERNEL_GS_BASE that is no address" }, msr_checks },
-	{ { "cr4-any", "CR4 takes bits of features that CPUID does not show" }, cr4_any },
+	{ { "no-hypercall", "neither VMCALL nor VMMCALL gets through in ring 0: KVM rewrites the instruction for ever" }, no_hypercall },
 	{ { "mwait-nop", "MWAIT, which CPUID does not show, does nothing where #UD was asked for" }, mwait_nop },
 	{ { "lgdt-any", "LGDT takes a base that is not canonical" }, lgdt_any },
 	{ { "ltr-16", "LTR takes a 16-bit TSS in long mode" }, ltr_16 },
+	{ { "cr4-any", "CR4.PKE can be set although CPUID has no PKU" }, cr4_any },
 	{ { "smap-fetch", "SMAP keeps ring 0 from raising #UD on the user's pages: as if fetches were reads" }, smap_fetch },
 	{ { "no-paging-32", "paging cannot be switched on outside long mode" }, no_paging_32 },
 	{ { "frame-base", "an exception in ring 0 does not add the base of SS to where its frame goes" }, frame_base },

@@ -102,6 +102,7 @@ static bool run(const struct guest_mode *mode, const struct host *host, const ch
 		.ncpus = ncpus,
 		.cpu = host->cpu,
 		.serial = spec,
+		.rng = "on", /* as by default: the device that sends messages */
 		.no_reboot = true,
 		.debug_flags = mode->debug,
 		.irqchip = mode->irqchip,

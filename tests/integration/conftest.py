@@ -120,6 +120,18 @@ if SLOW > 1:
     HARMLESS = re.compile(HARMLESS.pattern + r"|hpet: Lost \d+ RTC interrupts")
 
 
+def cpio(folder, files):
+    """An archive that the kernel unpacks over the initramfs in front of it."""
+    root = os.path.join(folder, "root")
+    os.makedirs(os.path.join(root, "bin"))
+    for name, content in files.items():
+        with open(os.path.join(root, name), "wb") as f:
+            f.write(content)
+        os.chmod(os.path.join(root, name), 0o755)
+    names = "\n".join(["bin", *files]) + "\n"
+    return subprocess.run(["cpio", "--quiet", "-o", "-H", "newc"], cwd=root, input=names.encode(), stdout=subprocess.PIPE, check=True).stdout
+
+
 def complaints(log):
     return [line for line in log.splitlines() if COMPLAINTS.search(line) and not HARMLESS.search(line)]
 

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from conftest import GUEST, INITRD, ROOT, boot, complaints, dmesg_of
+from conftest import GUEST, INITRD, ROOT, boot, complaints, cpio, dmesg_of
 
 CFLAGS = ("-m32 -O2 -Wall -Wextra -Werror -ffreestanding -fno-pic -no-pie -nostdlib -static -mgeneral-regs-only -fno-stack-protector"
           " -fcf-protection=none -fno-asynchronous-unwind-tables -Wl,--build-id=none -Wl,-z,noexecstack").split()
@@ -29,18 +29,6 @@ sh -c 'kill -SEGV $$'; echo segv: $?
 timeout 1 sh -c 'while :; do :; done'; echo timeout: $?
 /bin/user32; echo user32: $?
 """
-
-
-def cpio(folder, files):
-    """An archive that the kernel unpacks over the initramfs in front of it."""
-    root = os.path.join(folder, "root")
-    os.makedirs(os.path.join(root, "bin"))
-    for name, content in files.items():
-        with open(os.path.join(root, name), "wb") as f:
-            f.write(content)
-        os.chmod(os.path.join(root, name), 0o755)
-    names = "\n".join(["bin", *files]) + "\n"
-    return subprocess.run(["cpio", "--quiet", "-o", "-H", "newc"], cwd=root, input=names.encode(), stdout=subprocess.PIPE, check=True).stdout
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import time
 import pexpect
 import pytest
 
-from conftest import SLOW, TRAPLINE, boot_args, complaints, kernel, run
+from conftest import SLOW, TRAPLINE, boot_args, complaints, kernel, need, run
 
 # A guest that listens to its power button as acpid would, and one that does not.
 OBEYS = 'trapline.exec="modprobe -a button evdev; echo listening; dd if=/dev/input/event0 bs=24 count=1 >/dev/null 2>&1; echo pressed"'
@@ -225,6 +225,26 @@ def test_stats(runtime, tmp_path, any_accel):
     assert run("stop", "counted", "--force", timeout=PATIENCE).status == 0
     assert watch.wait(timeout=PATIENCE) == 0
     assert vm.status() == 0
+
+
+def test_stats_of_kvm(runtime):
+    need("kvm")
+    guest = os.path.join(os.path.dirname(TRAPLINE), "tests", "guest", "exits.elf")
+    vm = subprocess.Popen([TRAPLINE, "run", "--accel", "kvm", "--cpus", "2", "--memory", "64M", "--name", "counting", "--serial", "none", "--kernel", guest,
+                           "--append", "only=pio-read count=1000000000"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: (runtime / "counting" / "control.sock").exists(), "no control socket")
+        before = json.loads(run("stats", "counting", "--json").out)
+        if "kvm" not in before:
+            pytest.skip("this host's KVM has no KVM_CAP_BINARY_STATS_FD (Linux 5.14 or later has it)")
+        wait_until(lambda: json.loads(run("stats", "counting", "--json").out)["exits"]["pio"] > before["exits"]["pio"] + 100, "no exits")
+        after = json.loads(run("stats", "counting", "--json").out)
+        # The kernel's count is of the same exits and of those that it serves itself.
+        assert after["kvm"]["exits"] - before["kvm"]["exits"] >= 100
+        assert "pages_4k" in after["kvm"] and "halt_wakeup" in after["kvm"]
+    finally:
+        vm.kill()
+        vm.wait()
 
 
 def test_garbage_at_the_socket(runtime, tmp_path, any_accel):

@@ -306,7 +306,7 @@ static void here(void **unused)
 		struct error err = { "" };
 		if ((*a)->probe(&err))
 			continue;
-		if (accel_cpu_offer(*a, &offer, &err) || x86_cpu_resolve(&cpu, &(struct x86_cpu_request){ 0 }, &offer, &err))
+		if (accel_cpu_offer(*a, &offer, true, &err) || x86_cpu_resolve(&cpu, &(struct x86_cpu_request){ 0 }, &offer, &err))
 			fail_msg("%s: %s", (*a)->name, err.text);
 		struct x86_cpu_request base;
 		assert_int_equal(x86_cpu_parse(&base, "x86-64", &err), 0);

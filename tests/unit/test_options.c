@@ -35,7 +35,7 @@ static void everything(void **unused)
 	struct run_options o;
 	struct error err;
 	char *argv[] = { "--accel=dbt", "--kernel", "k", "--initrd", "i", "--append=--x y", "--memory", "2G", "--cpus", "16", "--cpu", "x86-64-v2,+aes,-pcid",
-			 "--serial", "file:log", "--no-reboot", "--debug", "one-insn,tiny-tlb", "--code-cache", "64K" };
+			 "--serial", "file:log", "--no-reboot", "--hugepages", "1G", "--mergeable", "--pin=0=1", "--debug", "one-insn,tiny-tlb", "--code-cache", "64K" };
 	assert_int_equal(options_parse(&o, sizeof(argv) / sizeof(argv[0]), argv, &err), 0);
 	assert_string_equal(o.accel, "dbt");
 	assert_string_equal(o.append, "--x y");
@@ -44,7 +44,9 @@ static void everything(void **unused)
 	assert_string_equal(o.cpu, "x86-64-v2,+aes,-pcid");
 	assert_false(o.cpu_help);
 	assert_string_equal(o.serial, "file:log");
-	assert_true(o.no_reboot);
+	assert_true(o.no_reboot && o.mergeable);
+	assert_int_equal(o.hugepages, MACHINE_HUGEPAGES_1G);
+	assert_string_equal(o.pin, "0=1");
 	assert_int_equal(o.debug, ACCEL_DEBUG_ONE_INSN | ACCEL_DEBUG_TINY_TLB);
 	assert_true(o.code_cache == 64 << 10);
 }

@@ -113,11 +113,10 @@ static int refuse(void *opaque, uint64_t gpa, uint64_t len)
 	return -ENOMEM;
 }
 
-static void discarded_pages_are_zero_and_cost_nothing(void **state)
+static void discard(const struct ram_config *config)
 {
-	(void)state;
 	struct guest_ram ram;
-	assert_int_equal(ram_create(&ram, 8 << 20, NULL), 0);
+	assert_int_equal(ram_create_as(&ram, config, NULL), 0);
 	ram_set_watcher(&ram, &(struct ram_watcher){ .written = note });
 	uint64_t empty = ram_resident(&ram);
 	memset(ram.base, 0xaa, 8 << 20);
@@ -137,6 +136,56 @@ static void discarded_pages_are_zero_and_cost_nothing(void **state)
 	assert_int_equal(ram_discard(&ram, UINT64_MAX & ~0xfffull, 0x2000), -EFAULT);
 	assert_int_equal(ram_discard(&ram, 0x1000, 0), 0);
 	ram_destroy(&ram);
+}
+
+static void discarded_pages_are_zero_and_cost_nothing(void **state)
+{
+	(void)state;
+	discard(&(struct ram_config){ .size = 8 << 20 });
+	discard(&(struct ram_config){ .size = 8 << 20, .backing = RAM_PRIVATE });
+	struct guest_ram ram;
+	struct error err = { "" };
+	const struct ram_config mergeable = { .size = 8 << 20, .backing = RAM_PRIVATE, .mergeable = true };
+	if (ram_create_as(&ram, &mergeable, &err) == 0) {
+		ram_destroy(&ram);
+		discard(&mergeable);
+	} else {
+		assert_non_null(strstr(err.text, "--mergeable: this host's kernel has no KSM"));
+	}
+}
+
+/* Whether the host has some to spare or not. */
+static void reserved_huge_pages(void **state)
+{
+	(void)state;
+	struct guest_ram ram;
+	struct error err = { "" };
+	const struct ram_config config = { .size = 6 << 20, .backing = RAM_HUGE_2M };
+	if (ram_create_as(&ram, &config, &err)) {
+		assert_non_null(strstr(err.text, "--hugepages"));
+		assert_true(!ram.base && ram.fd == -1);
+		return;
+	}
+	assert_int_equal((uintptr_t)ram.base % (2 << 20), 0);
+	memset(ram.base, 0xaa, 6 << 20);
+	/* Part of a page reads as zeros, but stays; a whole one goes. */
+	assert_int_equal(ram_discard(&ram, 0x1000, 0x1000), 0);
+	assert_true(ram.base[0xfff] == 0xaa && ram.base[0x1000] == 0 && ram.base[0x1fff] == 0 && ram.base[0x2000] == 0xaa);
+	uint64_t before = ram_resident(&ram);
+	assert_int_equal(ram_discard(&ram, 2 << 20, 2 << 20), 0);
+	assert_int_equal(before - ram_resident(&ram), 2 << 20);
+	assert_int_equal(ram.base[2 << 20], 0);
+	ram_destroy(&ram);
+}
+
+static void what_cannot_be(void **state)
+{
+	(void)state;
+	struct guest_ram ram;
+	struct error err = { "" };
+	assert_int_equal(ram_create_as(&ram, &(struct ram_config){ .size = 8 << 20, .mergeable = true }, &err), -EINVAL);
+	assert_int_equal(ram_create_as(&ram, &(struct ram_config){ .size = 1 << 30, .room = 2 << 20, .backing = RAM_HUGE_1G }, &err), -EINVAL);
+	assert_non_null(strstr(err.text, "--hugepages 2M"));
 }
 
 static void room_is_ram_where_it_is_plugged(void **state)
@@ -219,7 +268,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(refuses_absurd_sizes), cmocka_unit_test(small_ram_is_one_region),
 		cmocka_unit_test(hole_below_4g),	cmocka_unit_test(exactly_up_to_the_hole),
-		cmocka_unit_test(writes_are_told),	cmocka_unit_test(discarded_pages_are_zero_and_cost_nothing),
+		cmocka_unit_test(writes_are_told),	cmocka_unit_test(discarded_pages_are_zero_and_cost_nothing), cmocka_unit_test(reserved_huge_pages), cmocka_unit_test(what_cannot_be),
 		cmocka_unit_test(room_is_ram_where_it_is_plugged), cmocka_unit_test(room_is_never_next_to_ram),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

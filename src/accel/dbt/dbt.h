@@ -396,6 +396,8 @@ uint32_t dbt_translate(struct dbt_vcpu *v, uint64_t pc, uint64_t phys, uint32_t 
 void dbt_tlb_reset(struct dbt_vcpu *v);
 void dbt_tlb_flush(struct dbt_vcpu *v, enum emu_flush kind, uint64_t gva, uint16_t pcid);
 void dbt_stack_window_drop(struct dbt_vcpu *v);
+/* Take the page's tags and tokens: its next use asks again whether there are breakpoints. */
+void dbt_page_forget(struct dbt_vcpu *v, uint64_t page);
 /* Forget all host addresses; the translations stay, as they would on a processor. */
 void dbt_ram_forget(struct dbt_vcpu *v);
 /* Physical address of the instruction at gva. 0, or -1 with *error the page-fault code. */

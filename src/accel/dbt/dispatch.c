@@ -250,6 +250,13 @@ static int64_t find_block(struct dbt_vcpu *v, uint32_t mode, int *stop)
 			dbt_heavy_end(v);
 			return -2;
 		}
+		struct accel_exit x;
+		if (__builtin_expect(v->debugger.armed, 0) && debugger_delivered(&v->debugger, &v->emu, &x))
+			*stop = debug_leave(v, &x);
+		if (*stop) {
+			dbt_heavy_end(v);
+			return -2;
+		}
 		dbt_heavy_end(v);
 		return -1;
 	}

@@ -272,7 +272,7 @@ static bool load_plain(struct dbt_vcpu *v, uint16_t sel, bool code, unsigned cpl
 /* Eight bytes of a table of the processor's, or NULL if they cannot simply be read. */
 static const uint8_t *system_word(struct dbt_vcpu *v, uint64_t gva)
 {
-	return (gva & (PAGE_SIZE - 1)) > PAGE_SIZE - 8 ? NULL : access_page(v, gva, false, false);
+	return (gva & (PAGE_SIZE - 1)) > PAGE_SIZE - 8 ? NULL : access_page(v, gva, false, TLB_SUPERVISOR);
 }
 
 /* INT n from user mode into 64-bit code at CPL 0, on the stack of the TSS (SDM 3A 6.14). Whatever is unusual is the stepper's. */
@@ -296,7 +296,7 @@ uint64_t dbt_help_int(struct dbt_vcpu *v, uint64_t next, uint64_t vector, uint64
 	uint64_t top = rsp - 40;
 	if ((top & (PAGE_SIZE - 1)) > PAGE_SIZE - 40 || !x86_canonical(top))
 		return leave_step(v, pc);
-	unaligned_u64 *f = (unaligned_u64 *)(void *)access_page(v, top, true, false);
+	unaligned_u64 *f = (unaligned_u64 *)(void *)access_page(v, top, true, TLB_SUPERVISOR);
 	if (!f)
 		return leave_step(v, pc);
 	uint64_t flags = whole_flags(v);

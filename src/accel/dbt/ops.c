@@ -164,15 +164,18 @@ bool dbt_page_breaks(const struct dbt_vcpu *v, uint64_t page)
 	return points_in(v, page, v->emu.debug.exec, EMU_POINT_EXEC);
 }
 
-/* Nothing that was filled or checked without these breakpoints is to be used again. */
+/* Nothing that was filled or checked without these breakpoints is to be used again. Linux sets them anew at each #DB: only their pages are touched. */
 static void op_debug_changed(void *opaque)
 {
 	struct dbt_vcpu *v = opaque;
-	bool had = v->break_data || v->break_code;
-	v->break_data = v->emu.debug.data != 0;
-	v->break_code = v->emu.debug.exec != 0;
-	if (v->has_run && (had || v->break_data || v->break_code))
-		dbt_tlb_reset(v);
+	const struct emu_debug *d = &v->emu.debug;
+	v->break_data = d->data != 0;
+	v->break_code = d->exec != 0;
+	for (unsigned i = 0; i < EMU_POINTS; i++) {
+		if (!((d->data | d->exec) >> i & 1) || !v->has_run)
+			continue;
+		dbt_page_forget(v, d->point[i].gva & PAGE_MASK);
+	}
 }
 
 const struct emu_ops dbt_emu_ops = {

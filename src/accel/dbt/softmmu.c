@@ -93,6 +93,21 @@ static void flush_page(struct dbt_vcpu *v, uint64_t page, uint16_t pcid)
 			set[w].flags = 0;
 }
 
+void dbt_page_forget(struct dbt_vcpu *v, uint64_t page)
+{
+	unsigned i = dbt_tlb_index(v->vm, page);
+	for (unsigned u = 0; u < v->classes; u++) {
+		struct tlb_entry *e = &v->tlb[u][i];
+		if (e->nread == -page || e->nwrite == -page)
+			*e = (struct tlb_entry){ .nread = tlb_none(i), .nwrite = tlb_none(i) };
+	}
+	for (unsigned w = 0; w < TOKEN_WAYS; w++)
+		v->token[dbt_token_group(page) * TOKEN_WAYS + w] = 0;
+	v->shadow_reset[0] = v->shadow_reset[1] = true;
+	v->tlb_gen++;
+	dbt_stack_window_drop(v);
+}
+
 void dbt_tlb_flush(struct dbt_vcpu *v, enum emu_flush kind, uint64_t gva, uint16_t pcid)
 {
 	switch (kind) {

@@ -108,7 +108,7 @@ static void take_forced(struct x86_cpuid_table *t, int kvm_fd, struct kvm_cpuid2
 		close(vm);
 }
 
-int kvm_cpu_offer(struct x86_cpu_offer *out, struct error *err)
+int kvm_cpu_offer(struct x86_cpu_offer *out, bool thorough, struct error *err)
 {
 	int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 	if (fd < 0)
@@ -124,7 +124,7 @@ int kvm_cpu_offer(struct x86_cpu_offer *out, struct error *err)
 	if (!r) {
 		take_features(t, k);
 		/* Each processor that can virtualize has SSE3. Who leaves it out of the list gives more than it lists. */
-		if (!x86_cpuid_has(t, 1, 0, ECX, 0) && x86_host_has(X86_FEATURE_SSE3))
+		if (thorough && !x86_cpuid_has(t, 1, 0, ECX, 0) && x86_host_has(X86_FEATURE_SSE3))
 			take_forced(t, fd, k);
 		x86_cpu_offer_table(out, "kvm", t);
 	}

@@ -57,7 +57,7 @@ static unsigned kvm_caps(void)
 	int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 	if (fd < 0)
 		return 0;
-	unsigned caps = kvm_irqchip_caps(fd);
+	unsigned caps = kvm_irqchip_caps(fd) | ACCEL_CAP_DIRTY_LOG;
 	close(fd);
 	return caps;
 }
@@ -70,8 +70,11 @@ static void on_kick(int sig)
 static void kvm_vm_destroy(struct accel_vm *vm)
 {
 	kvm_remove_memory(vm);
+	kvm_dirty_destroy(vm);
 	kvm_irqchip_destroy(vm);
 	pthread_mutex_destroy(&vm->route_lock);
+	if (vm->stats_fd >= 0)
+		close(vm->stats_fd);
 	if (vm->fd >= 0)
 		close(vm->fd);
 	if (vm->kvm_fd >= 0)
@@ -94,12 +97,15 @@ static int set_up(struct accel_vm *vm, const struct accel_vm_config *config, str
 		const struct kvm_probe found = { .state = errno == EBUSY ? KVM_PROBE_BUSY : KVM_PROBE_BROKEN, .step = "KVM_CREATE_VM", .error = errno };
 		return kvm_refuse(&found, err);
 	}
+	vm->stats_fd = kvm_stats_open(vm, vm->fd);
 	uint64_t identity = IDENTITY_MAP_ADDR;
 	if (ioctl(vm->fd, KVM_SET_TSS_ADDR, TSS_ADDR) < 0 || ioctl(vm->fd, KVM_SET_IDENTITY_MAP_ADDR, &identity) < 0)
 		return error_set(err, errno, "KVM does not take its private pages: %s", strerror(errno));
 	/* In this order: each of these makes KVM wait for an SRCU grace period, which is over at once while there has been none lately; the filter took
 	 * 20 ms after the controllers, and memory 5. */
-	int r = kvm_filter_msrs(vm, err);
+	int r = kvm_dirty_create(vm, config->ncpus, config->dirty_ring, err);
+	if (!r)
+		r = kvm_filter_msrs(vm, err);
 	if (!r)
 		r = kvm_add_memory(vm, config->ram, err);
 	if (!r)
@@ -116,7 +122,7 @@ static int kvm_vm_create(struct accel_vm **out, const struct accel_vm_config *co
 	struct accel_vm *vm = calloc(1, sizeof(*vm));
 	if (!vm)
 		return error_set(err, ENOMEM, "no memory for KVM's VM");
-	vm->kvm_fd = vm->fd = -1;
+	vm->kvm_fd = vm->fd = vm->stats_fd = -1;
 	vm->ram = config->ram;
 	vm->irqchip = config->irqchip;
 	vm->ioapic_pins = config->ioapic_pins;
@@ -134,8 +140,11 @@ static int kvm_vm_create(struct accel_vm **out, const struct accel_vm_config *co
 static void kvm_vcpu_destroy(struct accel_vcpu *v)
 {
 	kvm_step_destroy(v->step);
+	kvm_dirty_remove_vcpu(v);
 	if (v->run)
 		munmap(v->run, (size_t)v->vm->run_size);
+	if (v->stats_fd >= 0)
+		close(v->stats_fd);
 	if (v->fd >= 0)
 		close(v->fd);
 	free(v->msrs);
@@ -151,9 +160,13 @@ static int start_vcpu(struct accel_vcpu *v, struct error *err)
 	if (run == MAP_FAILED)
 		return error_set(err, errno, "cannot map vCPU %u: %s", v->config.index, strerror(errno));
 	v->run = run;
+	v->stats_fd = kvm_stats_open(v->vm, v->fd);
+	int r = kvm_dirty_add_vcpu(v);
+	if (r)
+		return error_set(err, -r, "cannot map the dirty ring of vCPU %u: %s", v->config.index, strerror(-r));
 	if (v->vm->tsc_khz && ioctl(v->fd, KVM_SET_TSC_KHZ, (unsigned long)v->vm->tsc_khz) < 0)
 		return error_set(err, errno, "KVM cannot run the TSC of vCPU %u at %u kHz: %s", v->config.index, v->vm->tsc_khz, strerror(errno));
-	int r = kvm_cpuid_set(v);
+	r = kvm_cpuid_set(v);
 	if (r)
 		return error_set(err, -r, "KVM does not take the CPUID table of vCPU %u: %s", v->config.index, strerror(-r));
 	kvm_msr_reset(v);
@@ -173,7 +186,7 @@ static int kvm_vcpu_create(struct accel_vcpu **out, struct accel_vm *vm, const s
 		return error_set(err, ENOMEM, "no memory for vCPU %u", config->index);
 	v->vm = vm;
 	v->config = *config;
-	v->fd = -1;
+	v->fd = v->stats_fd = -1;
 	int r = start_vcpu(v, err);
 	if (r) {
 		kvm_vcpu_destroy(v);
@@ -203,4 +216,8 @@ const struct accel_ops accel_kvm = {
 	.vcpu_kick = kvm_vcpu_kick,
 	.vcpu_nmi = kvm_vcpu_nmi,
 	.vcpu_stats = kvm_vcpu_stats,
+	.dirty_start = kvm_dirty_start,
+	.dirty_stop = kvm_dirty_stop,
+	.dirty_fetch = kvm_dirty_fetch,
+	.counters = kvm_counters,
 };

@@ -24,15 +24,19 @@ struct x86_state;
 
 struct accel_vm {
 	int kvm_fd, fd;
+	int stats_fd; /* [I] -1: this KVM has none */
+	struct kvm_dirty *dirty; /* [I] */
 	struct guest_ram *ram;
 	int run_size;
 	bool points_tried;
 	unsigned points; /* breakpoints that this KVM honours: 1 << enum accel_point_kind */
 	_Atomic int syscall_lost; /* [a] enum kvm_syscall_lost */
+	bool watching; /* the RAM's watcher is ours */
 	uint8_t *room; /* second mapping of the room of RAM (struct ram_room), or NULL */
 	enum accel_irqchip irqchip; /* [I] */
 	unsigned ioapic_pins;	    /* [I] SPLIT: the first GSIs are pins of our IOAPIC */
 	uint32_t tsc_khz;	    /* [I] 0: the host's */
+	bool software;		    /* [I] with its LAPIC: this KVM interprets ring 0 */
 	pthread_mutex_t route_lock;
 	struct kvm_irq_routing *routes; /* [route_lock] what was last told to KVM */
 	struct kvm_route *route;	/* [route_lock] the messages by GSI */
@@ -47,7 +51,7 @@ struct accel_vcpu {
 	struct accel_vm *vm;
 	struct accel_vcpu_config config;
 	struct x86_cpuid_table cpuid; /* config.cpuid as KVM shows it */
-	int fd;
+	int fd, stats_fd;
 	struct kvm_run *run; /* shared with the kernel */
 	struct debugger debugger;
 	uint32_t debug_control;	   /* what KVM_SET_GUEST_DEBUG knows, once asked */
@@ -76,7 +80,7 @@ int kvm_state_set(struct accel_vcpu *v, const struct x86_state *in);
 /* --- cpuid.c --- */
 
 /* What processor this KVM can show; see struct accel_ops. */
-int kvm_cpu_offer(struct x86_cpu_offer *out, struct error *err);
+int kvm_cpu_offer(struct x86_cpu_offer *out, bool thorough, struct error *err);
 /* Tell KVM the vCPU's CPUID table; v->cpuid is what the guest then sees. 0 or -errno. */
 int kvm_cpuid_set(struct accel_vcpu *v);
 
@@ -101,6 +105,28 @@ static inline bool kvm_debug_holds_irq(const struct accel_vcpu *v)
 {
 	return v->debugger.want.no_irq || v->debug_over;
 }
+
+/* --- dirty.c --- */
+
+/* After the VM's descriptor and before its vCPUs. destroy also undoes half of it. */
+int kvm_dirty_create(struct accel_vm *vm, unsigned ncpus, unsigned ring_entries, struct error *err);
+void kvm_dirty_destroy(struct accel_vm *vm);
+int kvm_dirty_add_vcpu(struct accel_vcpu *v); /* 0 or -errno */
+void kvm_dirty_remove_vcpu(struct accel_vcpu *v);
+/* User space wrote there: RAM, or not. Any thread. */
+void kvm_dirty_note(struct accel_vm *vm, uint64_t gpa, uint64_t len);
+int kvm_dirty_exit_full(struct accel_vcpu *v); /* KVM_EXIT_DIRTY_RING_FULL */
+/* accel_ops.dirty_start and so on */
+int kvm_dirty_start(struct accel_vm *vm, struct error *err);
+void kvm_dirty_stop(struct accel_vm *vm);
+int kvm_dirty_fetch(struct accel_vm *vm, unsigned region, uint64_t *bitmap);
+
+/* --- stats.c --- */
+
+/* The descriptor of the statistics of a VM's or vCPU's descriptor, or -1. */
+int kvm_stats_open(const struct accel_vm *vm, int fd);
+/* accel_ops.counters */
+void kvm_counters(struct accel_vm *vm, struct accel_vcpu *vcpu, const struct accel_counter_sink *sink);
 
 /* --- step.c --- */
 
@@ -161,6 +187,8 @@ void kvm_set_cr8(struct accel_vcpu *v, uint8_t value);
 
 /* --- memory.c --- */
 
+/* A slot anew, with KVM_MEM_ flags: the index of a region, or nregions for the room. 0 or -errno. */
+int kvm_set_slot(struct accel_vm *vm, unsigned slot, uint32_t flags);
 /* Guest RAM into KVM's slots, and the room that can be plugged. */
 int kvm_add_memory(struct accel_vm *vm, const struct guest_ram *ram, struct error *err);
 void kvm_remove_memory(struct accel_vm *vm);

@@ -9,36 +9,39 @@
 
 #define TSC_DEADLINE (1u << 24) /* leaf 1 ECX */
 
-/* Offered where KVM has it. Everything else is not, for the reason behind it. */
+/* CALLS: only by hypercalls. A software KVM has been seen to run VMCALL for ever, so there it is not offered. */
+enum offer { NO, YES, CALLS };
+
+/* Offered where KVM has it; or not, for the reason behind it. */
 static const struct {
 	uint8_t bit;
-	bool offered;
+	enum offer offer;
 } policy[] = {
-	{ KVM_FEATURE_CLOCKSOURCE, true },
-	{ KVM_FEATURE_CLOCKSOURCE2, true },
-	{ KVM_FEATURE_CLOCKSOURCE_STABLE_BIT, true },
-	{ KVM_FEATURE_NOP_IO_DELAY, true },
-	{ KVM_FEATURE_STEAL_TIME, true },
-	{ KVM_FEATURE_PV_EOI, true },	     /* saves the exit of an EOI without APICv */
-	{ KVM_FEATURE_PV_UNHALT, true },     /* spinlocks that give way to the vCPU that holds them */
-	{ KVM_FEATURE_PV_TLB_FLUSH, true },  /* vCPUs that do not run need no IPI; goes with steal time */
-	{ KVM_FEATURE_PV_SEND_IPI, true },
-	{ KVM_FEATURE_PV_SCHED_YIELD, true },
-	{ KVM_FEATURE_POLL_CONTROL, true },
-	{ KVM_FEATURE_MMU_OP, false },	      /* gone from KVM for years */
-	{ KVM_FEATURE_ASYNC_PF, false },      /* for swapped guests; a fault under way could not be saved with the state */
-	{ KVM_FEATURE_ASYNC_PF_VMEXIT, false },
-	{ KVM_FEATURE_ASYNC_PF_INT, false },
-	{ KVM_FEATURE_MSI_EXT_DEST_ID, false },	  /* more than 255 CPUs, and our IOAPIC's destinations have 8 bits */
-	{ KVM_FEATURE_HC_MAP_GPA_RANGE, false },  /* encrypted guests */
-	{ KVM_FEATURE_MIGRATION_CONTROL, false }, /* likewise */
+	{ KVM_FEATURE_CLOCKSOURCE, YES },
+	{ KVM_FEATURE_CLOCKSOURCE2, YES },
+	{ KVM_FEATURE_CLOCKSOURCE_STABLE_BIT, YES },
+	{ KVM_FEATURE_NOP_IO_DELAY, YES },
+	{ KVM_FEATURE_STEAL_TIME, YES },
+	{ KVM_FEATURE_PV_EOI, YES },	     /* saves the exit of an EOI without APICv */
+	{ KVM_FEATURE_PV_UNHALT, CALLS },     /* spinlocks that give way to the vCPU that holds them */
+	{ KVM_FEATURE_PV_TLB_FLUSH, YES },  /* vCPUs that do not run need no IPI; goes with steal time */
+	{ KVM_FEATURE_PV_SEND_IPI, CALLS },
+	{ KVM_FEATURE_PV_SCHED_YIELD, CALLS },
+	{ KVM_FEATURE_POLL_CONTROL, YES },
+	{ KVM_FEATURE_MMU_OP, NO },	      /* gone from KVM for years */
+	{ KVM_FEATURE_ASYNC_PF, NO },      /* for swapped guests; a fault under way could not be saved with the state */
+	{ KVM_FEATURE_ASYNC_PF_VMEXIT, NO },
+	{ KVM_FEATURE_ASYNC_PF_INT, NO },
+	{ KVM_FEATURE_MSI_EXT_DEST_ID, NO },	  /* more than 255 CPUs, and our IOAPIC's destinations have 8 bits */
+	{ KVM_FEATURE_HC_MAP_GPA_RANGE, NO },  /* encrypted guests */
+	{ KVM_FEATURE_MIGRATION_CONTROL, NO }, /* likewise */
 };
 
-static uint32_t offered(uint32_t supported)
+static uint32_t offered(const struct accel_vm *vm, uint32_t supported)
 {
 	uint32_t bits = 0;
 	for (size_t i = 0; i < sizeof(policy) / sizeof(policy[0]); i++)
-		if (policy[i].offered)
+		if (policy[i].offer == YES || (policy[i].offer == CALLS && !vm->software))
 			bits |= 1u << policy[i].bit;
 	return bits & supported;
 }
@@ -51,7 +54,7 @@ void kvm_paravirt_cpuid(struct accel_vcpu *v, struct kvm_cpuid2 *room, unsigned 
 		*features = 0;
 		for (unsigned i = 0; i < room->nent; i++)
 			if (room->entries[i].function == 0x40000001)
-				*features = offered(room->entries[i].eax);
+				*features = offered(v->vm, room->entries[i].eax);
 	}
 	uint32_t *ecx = x86_cpuid_reg(&v->cpuid, 1, 0, 2);
 	if (ecx && ioctl(v->vm->kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_TSC_DEADLINE_TIMER) <= 0)

@@ -171,6 +171,7 @@ static int (*const exits[])(struct accel_vcpu *v) = {
 	[KVM_EXIT_INTERNAL_ERROR] = exit_internal_error,
 	[KVM_EXIT_FAIL_ENTRY] = exit_fail_entry,
 	[KVM_EXIT_IOAPIC_EOI] = exit_eoi,
+	[KVM_EXIT_DIRTY_RING_FULL] = kvm_dirty_exit_full,
 	[KVM_EXIT_X86_RDMSR] = exit_rdmsr,
 	[KVM_EXIT_X86_WRMSR] = exit_wrmsr,
 };

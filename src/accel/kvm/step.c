@@ -25,9 +25,18 @@ struct kvm_step {
 	int exit_rc; /* non-zero answer of an exit handler inside the instruction */
 };
 
+/* The walk may set A and D bits there. */
 static void *step_pte(void *opaque, uint64_t gpa, unsigned size)
 {
-	return ram_hva(opaque, gpa, size);
+	struct accel_vm *vm = opaque;
+	kvm_dirty_note(vm, gpa, size);
+	return ram_hva(vm->ram, gpa, size);
+}
+
+static void op_ram_written(void *opaque, uint64_t gpa, unsigned len)
+{
+	struct kvm_step *step = opaque;
+	kvm_dirty_note(step->v->vm, gpa, len);
 }
 
 static int op_translate(void *opaque, uint64_t gva, enum mmu_access access, bool user, struct emu_page *out, uint32_t *error)
@@ -115,6 +124,7 @@ static const struct emu_ops step_ops = {
 	.get_cr8 = op_get_cr8,
 	.set_cr8 = op_set_cr8,
 	.flush = op_flush,
+	.ram_written = op_ram_written,
 	.tsc = op_tsc,
 	.hypercall = op_hypercall,
 };
@@ -133,7 +143,7 @@ static struct kvm_step *step_create(struct accel_vcpu *v)
 		free(step);
 		return NULL;
 	}
-	step->emu.mem = (struct mmu_mem){ .pte = step_pte, .opaque = v->vm->ram };
+	step->emu.mem = (struct mmu_mem){ .pte = step_pte, .opaque = v->vm };
 	step->emu.cpuid = &v->cpuid;
 	return step;
 }
