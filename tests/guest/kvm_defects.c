@@ -1,8 +1,10 @@
 #include "kvm_defects.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/time.h>
 
 #include "kvm_box.h"
 
@@ -329,6 +331,11 @@ static bool no_paging_32(struct box *b)
 	return box_run(b) != BOX_HLT;
 }
 
+static struct kvm_segment segment16(uint16_t paragraph, uint8_t type)
+{
+	return (struct kvm_segment){ .base = paragraph * 16u, .limit = 0xffff, .selector = paragraph, .type = type, .present = 1, .s = 1 };
+}
+
 static bool frame_base(struct box *b)
 {
 	load32(b, ud2, ud2_end);
@@ -344,6 +351,41 @@ static bool down_limit(struct box *b)
 	load32(b, over, over_end);
 	b->sregs.fs.type = 7, b->sregs.fs.limit = 0xfff, b->sregs.fs.g = 0;
 	return box_run(b) != GP;
+}
+
+CODE(swapgs, ".byte 0x0f, 0x01, 0xf8\n hlt");
+static bool swapgs_32(struct box *b)
+{
+	load32(b, swapgs, swapgs_end);
+	return box_run(b) != UD;
+}
+
+CODE(real_80, ".code16\n mov $0x4000, %sp\n int $0x80\n hlt\n .balign 16\n pushw $0x80\n mov $0x77, %bx\n hlt\n.code64");
+static void on_alarm(int sig)
+{
+	(void)sig;
+}
+
+static bool real_int(struct box *b)
+{
+	load(b, real_80, real_80_end, RING0);
+	b->sregs.cr0 = 0x10, b->sregs.cr4 = 0, b->sregs.efer = 0;
+	b->sregs.idt = (struct kvm_dtable){ .base = 0, .limit = 0x3ff };
+	b->sregs.cs = segment16(BOX_CODE / 16, 0xb);
+	b->sregs.ss = b->sregs.ds = b->sregs.es = segment16(0, 3);
+	*box_word(b, 0x200) = 16 | BOX_CODE / 16 << 16;
+	b->regs.rip = 0;
+	/* With the defect the kernel goes round and round until a signal comes. */
+	struct sigaction old, nothing = { .sa_handler = on_alarm };
+	const struct itimerval soon = { .it_value.tv_usec = 300000, .it_interval.tv_usec = 300000 }, never = { .it_value.tv_sec = 0 };
+	sigaction(SIGALRM, &nothing, &old);
+	setitimer(ITIMER_REAL, &soon, NULL);
+	ioctl(b->cpu, KVM_SET_SREGS, &b->sregs);
+	ioctl(b->cpu, KVM_SET_REGS, &b->regs);
+	bool wrong = ioctl(b->cpu, KVM_RUN, 0) < 0 || ioctl(b->cpu, KVM_GET_REGS, &b->regs) < 0 || b->regs.rbx != 0x77;
+	setitimer(ITIMER_REAL, &never, NULL);
+	sigaction(SIGALRM, &old, NULL);
+	return wrong;
 }
 
 /* --- breakpoints --- */
@@ -545,6 +587,8 @@ static const struct probe {
 	{ { "drop-conforming", "a return to ring 3 drops a conforming code segment from ES" }, drop_conforming },
 	{ { "user-gate", "a call gate does not take ring 3 to ring 0" }, user_gate },
 	{ { "pf-df", "a page fault on the way to the handler of #DE becomes #DF" }, pf_df },
+	{ { "swapgs-32", "SWAPGS is not #UD outside 64-bit mode" }, swapgs_32 },
+	{ { "real-int", "INT 80h in real mode does not get to its handler" }, real_int },
 	{ { "user-am", "RFLAGS.AC checks alignment in ring 3 although CR0.AM is clear" }, user_am },
 	{ { "user-tsd", "CR4.TSD does not keep ring 3 from RDTSC" }, user_tsd },
 	{ { "user-sysenter", "SYSENTER in ring 3 does not get to ring 0" }, user_sysenter },
