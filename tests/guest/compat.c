@@ -74,7 +74,7 @@ SNIPPET(gate_entry, "ud2");
 SNIPPET(gate_entry_ret, "inc %rbx\n lretq");
 SNIPPET(entry_ud, "ud2");
 SNIPPET(entry_sysretl, "mov %rdx, %rcx\n mov $2, %r11d\n mov %rbp, %rsp\n mov $3, %eax\n sysretl");
-SNIPPET(entry_sysexit, "mov %rbp, %rcx\n mov $5, %eax\n sysexit");
+SNIPPET(entry_sysexit, "mov %rbp, %rcx\n mov $5, %eax\n sysexitl");
 SNIPPET(entry_iret, "mov $7, %eax\n push $0x2b\n push %rbp\n push $2\n push $0x23\n push %rdx\n iretq");
 SNIPPET(gate_iret, "mov $9, %eax\n iretq");
 SNIPPET(code16, ".code16\n mov $0xffff, %ax\n inc %ax\n push %ax\n mov $0x1234, %bx\n addr32 mov (%ecx), %dx\n ud2\n .code64");

@@ -1,11 +1,8 @@
 #include "kvm_defects.h"
 
-#include <errno.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/time.h>
 
 #include "kvm_box.h"
 
@@ -219,31 +216,6 @@ static bool late_window(struct box *b)
 	return end == UD;
 }
 
-static void on_alarm(int sig)
-{
-	(void)sig; /* KVM_RUN returns with EINTR */
-}
-
-/* Asked for a hypercall that there is not, KVM answers with an error in RAX (Linux Documentation/virt/kvm/x86/hypercalls.rst). The one with the
- * defect does not come back by itself. */
-CODE(vmcall, "mov $999, %eax\n vmcall\n hlt");
-static bool hypercall_loop(struct box *b)
-{
-	const struct sigaction act = { .sa_handler = on_alarm };
-	struct sigaction old;
-	const struct itimerval soon = { .it_value.tv_usec = 50000 }, never = { .it_value.tv_usec = 0 };
-	LOAD(b, vmcall, RING0);
-	if (ioctl(b->cpu, KVM_SET_REGS, &b->regs) < 0 || ioctl(b->cpu, KVM_SET_SREGS, &b->sregs) < 0)
-		return false;
-	sigaction(SIGALRM, &act, &old);
-	setitimer(ITIMER_REAL, &soon, NULL);
-	bool looped = ioctl(b->cpu, KVM_RUN, 0) < 0 && errno == EINTR;
-	setitimer(ITIMER_REAL, &never, NULL);
-	sigaction(SIGALRM, &old, NULL);
-	struct kvm_regs regs;
-	return looped && ioctl(b->cpu, KVM_GET_REGS, &regs) == 0 && regs.rip == BOX_CODE + 5;
-}
-
 CODE(adjust, "mov $0x3b, %ecx\n rdtsc\n mov %edx, %ebx\n xor %eax, %eax\n mov $0x100, %edx\n wrmsr\n rdtsc\n sub %ebx, %edx\n xor %eax, %eax\n"
 	     "mov %edx, %ebx\n xor %edx, %edx\n wrmsr\n hlt");
 static bool tsc_fixed(struct box *b)
@@ -280,6 +252,16 @@ static bool mwait_nop(struct box *b)
 	struct kvm_enable_cap cap = { .cap = KVM_CAP_DISABLE_QUIRKS2, .args[0] = KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS };
 	ioctl(b->vm, KVM_ENABLE_CAP, &cap);
 	return RUN(b, mwait, RING0) == BOX_HLT;
+}
+
+/* Either by Intel's instruction or AMD's, as the processor is. Without the quirk that rewrites the wrong one, and tries again and again where
+ * nothing runs it. */
+CODE(vmcall, "mov $0x7fff, %eax\n vmcall\n hlt");
+CODE(vmmcall, "mov $0x7fff, %eax\n vmmcall\n hlt");
+static bool no_hypercall(struct box *b)
+{
+	struct kvm_enable_cap cap = { .cap = KVM_CAP_DISABLE_QUIRKS2, .args[0] = KVM_X86_QUIRK_FIX_HYPERCALL_INSN };
+	return ioctl(b->vm, KVM_ENABLE_CAP, &cap) == 0 && RUN(b, vmcall, RING0) != BOX_HLT && RUN(b, vmmcall, RING0) != BOX_HLT;
 }
 
 /* --- what ring 0 may load --- */
@@ -544,10 +526,10 @@ static const struct probe {
 	{ { "ss-step", "in ring 0 MOV SS does not hold back a single-step trap" }, ss_step },
 	{ { "np-df", "an exception whose gate is not present becomes #DF, not #NP" }, np_df },
 	{ { "late-window", "in ring 0 the interrupt window opens up to a thousand instructions after STI" }, late_window },
-	{ { "hypercall-loop", "in ring 0 VMCALL is run again and again" }, hypercall_loop },
 	{ { "tsc-fixed", "IA32_TSC_ADJUST does not move the TSC" }, tsc_fixed },
 	{ { "cpuid-or", "CPUID shows features of the host that KVM_SET_CPUID2 did not give" }, cpuid_or },
 	{ { "msr-checks", "WRMSR takes values that raise #GP on processors: unknown memory types in IA32_PAT, a KERNEL_GS_BASE that is no address" }, msr_checks },
+	{ { "no-hypercall", "neither VMCALL nor VMMCALL gets through in ring 0: KVM rewrites the instruction for ever" }, no_hypercall },
 	{ { "mwait-nop", "MWAIT, which CPUID does not show, does nothing where #UD was asked for" }, mwait_nop },
 	{ { "lgdt-any", "LGDT takes a base that is not canonical" }, lgdt_any },
 	{ { "ltr-16", "LTR takes a 16-bit TSS in long mode" }, ltr_16 },

@@ -231,6 +231,14 @@ def test_empty_and_unreadable_files(any_accel, tmp_path, option):
     refused(run("run", *first, option, str(file)), f"{option} {file}: cannot read it")
 
 
+@pytest.mark.parametrize("accel", ["interp", "dbt"])
+def test_irqchip_of_another_accelerator(any_accel, accel):
+    hello = os.path.join(os.path.dirname(TRAPLINE), "tests", "guest", "hello.elf")
+    for kind in ("kernel", "split"):
+        refused(run("run", "--accel", accel, "--irqchip", kind, "--kernel", hello, "--serial", "none"),
+                f"--irqchip {kind}: --accel {accel} has no interrupt controllers of its own")
+
+
 def test_kvm_without_a_device():
     if os.path.exists("/dev/kvm"):
         pytest.skip("this host has /dev/kvm")

@@ -36,6 +36,10 @@ int accel_leave_wrmsr(accel_leave leave, void *vcpu, uint32_t index, uint64_t va
 int accel_leave_hypercall(accel_leave leave, void *vcpu, struct x86_state *s)
 {
 	const uint64_t *g = s->gpr;
+	if (s->cpl) { /* not for user programs: -KVM_EPERM */
+		s->gpr[RAX] = (uint64_t)-1;
+		return 0;
+	}
 	/* A handler that knows no such call leaves the result: -KVM_ENOSYS (Linux Documentation/virt/kvm/x86/hypercalls.rst). */
 	struct accel_exit x = { .kind = ACCEL_EXIT_HYPERCALL,
 				.hypercall = { .nr = g[RAX],

@@ -3,12 +3,13 @@
  * from GSIs to pins and messages; eventfds in both directions.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <unistd.h>
 
 #include "accel/kvm/kvm_internal.h"
-#include "accel/kvm/probe.h"
 #include "base/error.h"
 #include "base/log.h"
 
@@ -237,19 +238,32 @@ unsigned kvm_irqchip_caps(int fd)
 	       (has(fd, KVM_CAP_TSC_CONTROL) ? ACCEL_CAP_TSC_SCALING : 0);
 }
 
-static bool is_software(void)
+/* Each processor that can virtualize has SSE3, and a KVM on it lists it; the software KVM that we know, whose ring 0 is interpreted, lists hardly
+ * anything. Measuring (probe.h) would tell without knowing any, but costs a start of a few milliseconds as much again. */
+static bool is_software(int kvm_fd)
 {
-	struct kvm_probe probe;
-	kvm_probe(&probe, KVM_PROBE_MEASURE, NULL);
-	return probe.state == KVM_PROBE_SLOW;
+	enum { ENTRIES = 256, SSE3 = 1 };
+	struct kvm_cpuid2 *k = calloc(1, sizeof(*k) + ENTRIES * sizeof(k->entries[0]));
+	bool listed = !k;
+	if (k)
+		k->nent = ENTRIES;
+	if (k && ioctl(kvm_fd, KVM_GET_SUPPORTED_CPUID, k) == 0)
+		for (unsigned i = 0; i < k->nent; i++)
+			listed |= k->entries[i].function == 1 && (k->entries[i].ecx & SSE3);
+	free(k);
+	return !listed;
 }
 
-/* A software KVM (its ring 0 is interpreted) is better off with ours. The one that we know ends an interrupt when its LAPIC delivers it, so handlers
- * are not kept from each other; and its LAPIC's timer, which goes on at its own pace however slow ring 0 is, can leave the guest no time for
- * anything but the handler. Ours keep interrupts in service, and a late tick waits for the guest. */
+/* A software KVM is better off with ours. The one that we know ends an interrupt when its LAPIC delivers it, so handlers are not kept from each
+ * other; and its LAPIC's timer, which goes on at its own pace however slow ring 0 is, can leave the guest no time for anything but the handler. Ours
+ * keep interrupts in service, and a late tick waits for the guest. */
 static enum accel_irqchip best(void)
 {
-	return is_software() ? ACCEL_IRQCHIP_USER : ACCEL_IRQCHIP_KERNEL;
+	int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+	bool software = fd >= 0 && is_software(fd);
+	if (fd >= 0)
+		close(fd);
+	return software ? ACCEL_IRQCHIP_USER : ACCEL_IRQCHIP_KERNEL;
 }
 
 static int create_kernel(struct accel_vm *vm, struct error *err)
@@ -275,7 +289,7 @@ int kvm_irqchip_create(struct accel_vm *vm, struct error *err)
 {
 	if (!kvm_has_lapic(vm))
 		return 0;
-	vm->software = is_software();
+	vm->software = is_software(vm->kvm_fd);
 	vm->routes = calloc(1, sizeof(*vm->routes) + (GSIS + FIXED_MAX) * sizeof(vm->routes->entries[0]));
 	vm->route = calloc(GSIS, sizeof(*vm->route));
 	if (!vm->routes || !vm->route)
