@@ -50,7 +50,7 @@ static const struct guest_mode {
 
 /* What a guest has to know about its host. */
 struct host {
-	char defects[512];
+	char defects[1536];
 	bool slow;
 	const char *cpu; /* --cpu */
 };
@@ -87,7 +87,7 @@ static void *watchdog_run(void *opaque)
 static bool run(const struct guest_mode *mode, const struct host *host, const char *kernel, unsigned ncpus, char *text, struct machine_result *result,
 		bool *late)
 {
-	char log[] = "/tmp/trapline-guest-XXXXXX", spec[64], append[600];
+	char log[] = "/tmp/trapline-guest-XXXXXX", spec[64], append[1600];
 	int fd = mkstemp(log);
 	if (fd < 0)
 		return false;
