@@ -556,7 +556,7 @@ static const struct probe {
 	{ { "user-int", "INT n in ring 3 raises #UD" }, user_int },
 	{ { "user-if", "PUSHF and SYSCALL in ring 3 show RFLAGS.IF set when it is not" }, user_if },
 	{ { "user-iopl", "CLI and STI in ring 3 raise #GP although IOPL allows them" }, user_iopl },
-	{ { "syscall-cpl", "SYSCALL in ring 3 jumps to LSTAR but stays in ring 3" }, syscall_cpl },
+	{ { "syscall-cpl", "SYSCALL in ring 3 jumps to LSTAR but stays in ring 3 (accel/kvm carries it out itself: nothing is skipped)" }, syscall_cpl },
 	{ { "user-ts", "CR0.TS does not keep ring 3 from the FPU" }, user_ts },
 	{ { "user-fp-gp", "a #GP of an FPU or AVX instruction in ring 3 arrives as #UD" }, user_fp_gp },
 	{ { "user-xm", "without CR4.OSXMMEXCPT ring 3 gets #XM, not #UD" }, user_xm },
