@@ -218,6 +218,19 @@ static bool late_window(struct box *b)
 	return end == UD;
 }
 
+/* Self-IPI 0x41 in x2APIC mode; its handler leaves by a port without an EOI. */
+CODE(self_ipi, "mov $0x1b, %ecx\n mov $0xfee00d00, %eax\n xor %edx, %edx\n wrmsr\n mov $0x80f, %ecx\n mov $0x1ff, %eax\n wrmsr\n"
+	       "mov $0x83f, %ecx\n mov $0x41, %eax\n wrmsr\n sti\n mov $100000, %ecx\n 1: dec %ecx\n jnz 1b\n out %al, $0x81");
+static bool lapic_eoi(struct box *b)
+{
+	LOAD(b, self_ipi, RING0);
+	memcpy(b->ram + b->sregs.idt.base + 0x3000 + 16 * 0x41, "\xe6\x80\xf4", 3); /* out %al, $0x80; hlt */
+	struct kvm_lapic_state lapic;
+	if (box_run(b) != BOX_OTHER || b->run->exit_reason != KVM_EXIT_IO || b->run->io.port != 0x80 || ioctl(b->cpu, KVM_GET_LAPIC, &lapic) < 0)
+		return false;
+	return !(lapic.regs[0x120] & 2); /* in service: vectors 64 and up */
+}
+
 CODE(adjust, "mov $0x3b, %ecx\n rdtsc\n mov %edx, %ebx\n xor %eax, %eax\n mov $0x100, %edx\n wrmsr\n rdtsc\n sub %ebx, %edx\n xor %eax, %eax\n"
 	     "mov %edx, %ebx\n xor %edx, %edx\n wrmsr\n hlt");
 static bool tsc_fixed(struct box *b)
@@ -547,6 +560,7 @@ static bool pf_df(struct box *b)
 static const struct probe {
 	struct kvm_defect defect;
 	bool (*found)(struct box *b);
+	bool irqchip;
 } probes[] = {
 	{ { "torn-store", "in ring 0 a store into two pages, the second not there, has written the first when it faults" }, torn_store },
 	{ { "straddle-pf", "an access from the last canonical address on raises #PF, not #GP" }, straddle_pf },
@@ -568,6 +582,7 @@ static const struct probe {
 	{ { "ss-step", "in ring 0 MOV SS does not hold back a single-step trap" }, ss_step },
 	{ { "np-df", "an exception whose gate is not present becomes #DF, not #NP" }, np_df },
 	{ { "late-window", "in ring 0 the interrupt window opens up to a thousand instructions after STI" }, late_window },
+	{ { "lapic-eoi", "KVM's own LAPIC has ended an interrupt when its handler starts" }, lapic_eoi, true },
 	{ { "tsc-fixed", "IA32_TSC_ADJUST does not move the TSC" }, tsc_fixed },
 	{ { "cpuid-or", "CPUID shows features of the host that KVM_SET_CPUID2 did not give" }, cpuid_or },
 	{ { "msr-checks", "WRMSR takes values that raise #GP on processors: unknown memory types in IA32_PAT, a KERNEL_GS_BASE that is no address" }, msr_checks },
@@ -607,7 +622,7 @@ static const struct probe {
 static bool find(const struct probe *p)
 {
 	struct box b;
-	if (!box_open(&b))
+	if (!box_open(&b, p->irqchip))
 		return false;
 	bool found = p->found(&b);
 	box_close(&b);

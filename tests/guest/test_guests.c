@@ -179,7 +179,9 @@ static bool same_output(const char *whole, const char *text, bool kvm)
 	for (;;) {
 		const char *a_end = line_end(a), *b_end = line_end(b);
 		size_t na = (size_t)(a_end - a), nb = (size_t)(b_end - b);
-		if (kvm && nb > 5 && !strncmp(b, "SKIP ", 5)) {
+		if (kvm && na > 5 && !strncmp(a, "SKIP ", 5)) {
+			a = a_end + (*a_end != 0); /* the first run was one on KVM, too */
+		} else if (kvm && nb > 5 && !strncmp(b, "SKIP ", 5)) {
 			b = b_end + (*b_end != 0);
 		} else if (kvm && na && skipped_in(text, a, na)) {
 			a = a_end + (*a_end != 0);
