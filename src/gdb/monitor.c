@@ -74,6 +74,7 @@ static void reset(struct gdb_stub *g, const char *rest, struct out *o)
 static void quit(struct gdb_stub *g, const char *rest, struct out *o)
 {
 	(void)rest;
+	g->ended = true;
 	vm_request_quit(g->vm);
 	say(o, "the VM ends\n");
 }

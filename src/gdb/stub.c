@@ -380,6 +380,10 @@ void gdb_stub_attach(struct gdb_stub *g, struct vm *vm, bool wait)
 	g->cached = -1;
 	g->last_told = g->current = g->step_thread = 0;
 	memset(g->cpu, 0, sizeof(g->cpu));
+	if (g->ended) {
+		vm_request_quit(vm); /* the peer ended the last one, which was being reset already */
+		return;
+	}
 	if (g->state == GDB_FREE) {
 		if (wait)
 			vm_pause(vm, VM_HOLD_DEBUGGER, NULL, NULL);

@@ -40,7 +40,7 @@ struct gdb_stub {
 	int signal;    /* GDB_THEN_REPORT: what to report if no vCPU has stopped by itself */
 	bool no_ack, swbreak, hwbreak;
 	bool have_packet; /* in `parser`, to be answered when the vCPUs stand */
-	bool ended;	  /* the peer has been told the end */
+	bool ended;	  /* the peer has been told the end, or has asked for it */
 	unsigned current; /* vCPU of register and memory packets */
 	unsigned step_thread; /* of the old s packet */
 	unsigned last_told;

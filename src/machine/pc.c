@@ -487,6 +487,7 @@ void machine_run(struct machine *m, struct machine_result *result)
 			tear_down(m);
 			result->end = MACHINE_FAILED;
 			snprintf(result->text, sizeof(result->text), "after a guest reset: %.480s", err.text);
+			tell_debugger(m, result);
 			return;
 		}
 	}

@@ -498,6 +498,20 @@ def test_reset(start, accel, kernel_symbols):
     gdb.quit()
 
 
+def test_reset_into_nothing(start, accel, tmp_path):
+    """A machine that cannot be built again after a reset has ended, which gdb is told like any other end."""
+    kernel_file = tmp_path / "kernel"
+    shutil.copyfile(guest("hello"), kernel_file)
+    vm = start("--accel", accel, "--memory", "64M", "--serial", "none", "--kernel", str(kernel_file))
+    raw = Raw(vm)
+    assert raw.ask("?").startswith("T05")
+    kernel_file.unlink()
+    raw.s.sendall(b"$qRcmd,7265736574#37$vCont;c#a8")  # monitor reset, and go on before that is seen
+    assert raw.receive().startswith("746865206d616368696e65")
+    assert raw.receive() == "X06"
+    assert vm.status() == 3 and "after a guest reset" in vm.text()
+
+
 # --- the option ---
 
 

@@ -527,6 +527,29 @@ static void reset(void **state)
 	end(&f);
 }
 
+/* Who ends the VM while it is being reset ends the machine, not only a boot that was over anyway. */
+static void end_in_reset(void **state)
+{
+	(void)state;
+	static const char *const says[] = { "k", "qRcmd,71756974" };
+	for (unsigned i = 0; i < COUNT(says); i++) {
+		static const struct exchange stopped[] = { { "?", "T05" }, { "qRcmd,7265736574", "746865206d616368696e65" }, { "...", "none" } };
+		const struct exchange last[] = { { says[i], "74686520564d20656e6473" }, { NULL, NULL } };
+		static const struct exchange nothing[] = { { NULL, NULL } };
+		struct session f;
+		begin(&f, 1, program, sizeof(program));
+		assert_int_equal(talk(&f, stopped), VM_RESET);
+		f.next = last;
+		f.waiting_len = gdb_encode(f.waiting, says[i], strlen(says[i]));
+		feed(&f);
+		f.next = nothing;
+		next_vm(&f);
+		assert_int_equal(f.vm->result, VM_QUIT);
+		assert_int_equal(vm_run(f.vm), VM_QUIT);
+		end(&f);
+	}
+}
+
 /* --- the option --- */
 
 static void options(void **state)
@@ -549,7 +572,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(packets), cmocka_unit_test(numbers), cmocka_unit_test(registers), cmocka_unit_test(break_and_step),
-		cmocka_unit_test(two_cpus), cmocka_unit_test(gone), cmocka_unit_test(fault), cmocka_unit_test(reset), cmocka_unit_test(options),
+		cmocka_unit_test(two_cpus), cmocka_unit_test(gone), cmocka_unit_test(fault), cmocka_unit_test(reset), cmocka_unit_test(end_in_reset),
+		cmocka_unit_test(options),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -8,6 +8,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "cpu/x86/cpu_model.h"
+
 static const char *path_of(char *out, size_t size, const char *root, const char *path)
 {
 	snprintf(out, size, "%s%s", root, path);
@@ -32,7 +34,7 @@ static void look_at_cpuid(struct kvm_host *out)
 	}
 	if (!strcmp(vendor, "GenuineIntel"))
 		out->vendor = KVM_VENDOR_INTEL;
-	else if (!strcmp(vendor, "AuthenticAMD") || !strcmp(vendor, "HygonGenuine"))
+	else if (x86_vendor_is_amd(vendor))
 		out->vendor = KVM_VENDOR_AMD;
 	if (!__get_cpuid(1, &a, &b, &c, &d))
 		return;

@@ -222,7 +222,7 @@ static void own_identity(struct x86_cpu_identity *id)
 	};
 }
 
-static bool is_amd(const char *vendor)
+bool x86_vendor_is_amd(const char *vendor)
 {
 	return !strcmp(vendor, "AuthenticAMD") || !strcmp(vendor, "HygonGenuine");
 }
@@ -250,7 +250,7 @@ static void host_identity(struct x86_cpu_identity *id)
 	memcpy(id->vendor + 4, &r[EDX], 4);
 	memcpy(id->vendor + 8, &r[ECX], 4);
 	__cpuid(1, id->signature, r[EBX], r[ECX], r[EDX]);
-	bool amd = is_amd(id->vendor);
+	bool amd = x86_vendor_is_amd(id->vendor);
 
 	id->max_leaf = !amd && max >= 0x1f ? 0x20 : 0x17;
 	if (!amd && max >= 2)

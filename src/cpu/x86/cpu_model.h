@@ -5,7 +5,7 @@
  * joins them into the features and the identity that cpuid.h makes tables of. Done once a machine, on any thread; every refusal is one
  * sentence that names the option and the remedy.
  *
- * Models: "trapline", the processor of interpreter and translator (why it is as it is: cpuid_build.c); "host", all that KVM gives of this
+ * Models: "trapline", the processor of interpreter and translator (why it is as it is: own_identity in cpu_model.c); "host", all that KVM gives of this
  * host; and the levels of the x86-64 psABI. A level fixes what user programs can use; of what only kernels use (paging, timers,
  * mitigations) the guest gets all there is, as with the other models. Under KVM vendor and model are the host's (but for "trapline"), since kernels
  * choose their mitigations by them.
@@ -65,6 +65,9 @@ struct x86_cpu {
 		uint32_t size, offset, flags; /* leaf 0xd, subleaf the index */
 	} component[32];
 };
+
+/* Vendors whose CPUID and MSRs are AMD's. */
+bool x86_vendor_is_amd(const char *vendor);
 
 /* "MODEL[,+feature|,-feature...]" or "[+-]feature,..." for the default model. -EINVAL with err. */
 int x86_cpu_parse(struct x86_cpu_request *out, const char *text, struct error *err);

@@ -45,7 +45,7 @@ static void put_vendor(struct x86_cpuid_leaf *l, const char *name)
 
 static bool is_amd(const struct x86_cpu *cpu)
 {
-	return !strcmp(cpu->id.vendor, "AuthenticAMD") || !strcmp(cpu->id.vendor, "HygonGenuine");
+	return x86_vendor_is_amd(cpu->id.vendor);
 }
 
 /* Bits of the APIC id that number the cores of the one package. */
@@ -226,6 +226,9 @@ static void build(struct x86_cpuid_table *t, const struct x86_cpuid_policy *poli
 		if (r && f->leaf == 7 && f->subleaf > l->eax)
 			l->eax = f->subleaf; /* the last subleaf */
 	}
+	/* AMD's extended leaf repeats what leaf 1 says: FPU to APIC, MTRR to PSE36, MMX, FXSR (APM 3 E.4.2). Others keep those bits zero. */
+	if (is_amd(cpu))
+		*x86_cpuid_reg(t, 0x80000001, 0, EDX) |= *x86_cpuid_reg(t, 1, 0, EDX) & 0x0183f3ff;
 }
 
 void x86_cpuid_build(struct x86_cpuid_table *t, const struct x86_cpuid_policy *policy)
