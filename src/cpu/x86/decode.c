@@ -585,9 +585,19 @@ int x86_decode_avx512(const uint8_t *bytes, unsigned n, enum x86_mode mode, stru
 }
 
 /* The exception classes that access all of a masked operand (SDM 2A 2.8, "no fault suppression"). */
-static bool suppresses_faults(ZydisExceptionClass class)
+static bool suppresses_faults(const ZydisDecodedInstruction *zi)
 {
-	switch (class) {
+	switch (zi->mnemonic) { /* Zydis takes these for E4, the manual and processors do not */
+	case ZYDIS_MNEMONIC_VCVTNE2PS2BF16:
+	case ZYDIS_MNEMONIC_VDBPSADBW:
+	case ZYDIS_MNEMONIC_VGF2P8AFFINEQB:
+	case ZYDIS_MNEMONIC_VGF2P8AFFINEINVQB:
+	case ZYDIS_MNEMONIC_VPMULTISHIFTQB:
+		return false;
+	default:
+		break;
+	}
+	switch (zi->meta.exception_class) {
 	case ZYDIS_EXCEPTION_CLASS_E1:
 	case ZYDIS_EXCEPTION_CLASS_E2:
 	case ZYDIS_EXCEPTION_CLASS_E3:
@@ -635,7 +645,8 @@ void x86_evex(const struct x86_insn *in, struct x86_evex *out)
 	    !ZYAN_SUCCESS(ZydisDecoderDecodeOperands(&decoders[in->mode], &context, &zi, ops, zi.operand_count)))
 		return;
 	out->aligned = zi.meta.exception_class == ZYDIS_EXCEPTION_CLASS_E1 || zi.meta.exception_class == ZYDIS_EXCEPTION_CLASS_E1NF;
-	if (zi.encoding != ZYDIS_INSTRUCTION_ENCODING_EVEX || !suppresses_faults(zi.meta.exception_class))
+	out->whole = zi.encoding != ZYDIS_INSTRUCTION_ENCODING_EVEX || !suppresses_faults(&zi);
+	if (zi.encoding != ZYDIS_INSTRUCTION_ENCODING_EVEX || (out->whole && !in->mem_written))
 		return;
 	out->mask = in->bytes[in->opcode_off - 1] & 7;
 	out->packed = is_packed(zi.mnemonic);
@@ -645,9 +656,11 @@ void x86_evex(const struct x86_insn *in, struct x86_evex *out)
 			      ops[i].reg.value <= ZYDIS_REGISTER_ZMM31;
 		if (ops[i].type == ZYDIS_OPERAND_TYPE_MEMORY)
 			memory = size ? size : 1;
-		if ((vector || ops[i].type == ZYDIS_OPERAND_TYPE_MEMORY) && size > widest)
-			widest = size;
+		else if (vector && i == 0)
+			widest = size ? size : 1;
 	}
+	if (memory > widest)
+		widest = memory;
 	unsigned lanes = zi.avx.vector_length / 8 / widest;
 	if (zi.avx.broadcast.mode == ZYDIS_BROADCAST_MODE_INVALID) {
 		/* Sums of products name the factors as elements: the mask is for the sums. */

@@ -8,6 +8,7 @@
 
 #include <cpuid.h>
 
+enum { PAGE = 4096 };
 enum { AVX512_UNKNOWN, AVX512_NO, AVX512_YES };
 
 /* XRSTOR and XSAVE put the components where the host wants them: that has to be where x86_state has them. */
@@ -80,16 +81,17 @@ static int check_access(struct emu *e, const struct x86_insn *in, uint64_t offse
 {
 	int r = emu_linear(e, in->seg, (offset + a->offset) & size_mask(in->addrsize), a->size, in->mem_written, &a->linear);
 
-	for (unsigned byte = 0; !r && byte < a->size; byte += a->size > 1 ? a->size - 1 : 1) {
-		uint64_t linear = a->linear + byte;
+	if (r)
+		return r;
+	uint64_t linear = a->linear, second = (linear | (PAGE - 1)) + 1;
+	for (unsigned pages = (linear & (PAGE - 1)) + a->size > PAGE ? 2 : 1; pages; pages--) {
 		struct emu_page page;
 		uint32_t error;
-		if (!x86_code64(e->s))
-			linear = (uint32_t)linear;
 		if (e->ops->translate(e->opaque, linear, in->mem_written ? MMU_WRITE : MMU_READ, emu_user(e), &page, &error))
-			r = emu_raise_pf(e, linear, error);
+			return emu_raise_pf(e, linear, error);
+		linear = x86_code64(e->s) ? second : (uint32_t)second;
 	}
-	return r;
+	return 0;
 }
 
 static int run_memory(struct emu *e, const struct exec_entry *x, uint64_t next)
@@ -102,22 +104,21 @@ static int run_memory(struct emu *e, const struct exec_entry *x, uint64_t next)
 
 	if (!x86_code64(s) || in->seg == SREG_FS || in->seg == SREG_GS)
 		base += s->seg[in->seg].base;
-	/* Before the page tables' turn (SDM 3A table 6-2), and whatever the mask. */
-	if (x->evex.aligned && (base & (in->mem_size - 1u)))
+	/* Before the page tables' turn (SDM 3A table 6-2). Processors do not check it where the mask excludes all. */
+	if (x->evex.aligned && n && (base & (in->mem_size - 1u)))
 		return emu_raise_error(e, VEC_GP, 0);
-	for (unsigned i = 0; i < n; i++) {
-		int r = check_access(e, in, offset, &list[i]);
-		if (r)
-			return r;
-	}
+	struct access all = { .size = in->mem_size };
+	int r = x->evex.whole ? check_access(e, in, offset, &all) : 0;
+	for (unsigned i = 0; i < n && !r; i++)
+		r = check_access(e, in, offset, &list[i]);
+	if (r)
+		return r;
 	/* With the alignment of the guest's address. What is not accessed does not matter. */
 	uint8_t *buf = e->exec->bounce + (base & 63);
-	for (unsigned i = 0; i < n && !in->mem_written; i++) {
-		int r = emu_lin_read(e, list[i].linear, buf + list[i].offset, list[i].size, false);
-		if (r)
-			return r;
-	}
-	int r = exec_stub(e, x, buf);
+	for (unsigned i = 0; i < n && !in->mem_written && !r; i++)
+		r = emu_lin_read(e, list[i].linear, buf + list[i].offset, list[i].size, false);
+	if (!r)
+		r = exec_stub(e, x, buf);
 	for (unsigned i = 0; i < n && !r && in->mem_written; i++)
 		r = emu_lin_write(e, list[i].linear, buf + list[i].offset, list[i].size, false);
 	return r;

@@ -79,6 +79,7 @@ struct x86_evex {
 	uint8_t lanes;	 /* bits of the mask that count: bit i is for element i modulo count */
 	bool packed;	 /* compress, expand: the first elements, as many as there are bits */
 	bool aligned;	 /* #GP unless aligned to its size */
+	bool whole;	 /* all of it has to be accessible, whatever the mask */
 };
 void x86_evex(const struct x86_insn *in, struct x86_evex *out);
 
