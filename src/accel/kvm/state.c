@@ -258,8 +258,8 @@ int kvm_state_set(struct accel_vcpu *v, const struct x86_state *s, bool keep_int
 	if (ioctl(v->fd, KVM_GET_XSAVE, &xsave) || ioctl(v->fd, KVM_GET_VCPU_EVENTS, &events))
 		return -errno;
 	put_xsave((uint8_t *)xsave.region, s->xsave);
-	/* What KVM was about to inject belongs to the state that is replaced; an exception comes again by itself. An interrupt does not: its LAPIC has it
-	 * in service already. */
+	/* What KVM was about to inject belongs to the state that is replaced; an exception comes again by itself. An interrupt does not: its LAPIC has
+	 * it in service already. */
 	events.exception.injected = events.exception.pending = 0;
 	if (!keep_interrupt || events.interrupt.soft || !(s->rflags & FL_IF) || s->shadow != SHADOW_NONE)
 		events.interrupt.injected = 0;
