@@ -253,8 +253,10 @@ static void nmi(void)
 	for (unsigned i = 0; i < 3; i++) {
 		nmis = nmi_deepest = 0;
 		wrmsr(MSR_ICR, 0x400); /* taken with IF clear */
-		for (volatile int k = 0; k < 100; k++)
-			;
+		u64 end = rdtsc() + PATIENCE;
+		while (nmis < 2 && rdtsc() < end)
+			(void)inb(0x80);
+		(void)inb(0x80);
 		CHECK_EQ(nmis, 2);
 		CHECK_EQ(nmi_deepest, 1);
 	}

@@ -130,7 +130,7 @@ static bool cpu_open(struct box *b)
 	return true;
 }
 
-bool box_open(struct box *b)
+bool box_open(struct box *b, bool irqchip)
 {
 	*b = (struct box){ .kvm = -1, .vm = -1, .cpu = -1 };
 	b->ram = mmap(NULL, BOX_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -140,7 +140,7 @@ bool box_open(struct box *b)
 		b->run_size = ioctl(b->kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
 		struct kvm_userspace_memory_region region = { .memory_size = BOX_SIZE, .userspace_addr = (uintptr_t)b->ram };
 		if (b->vm >= 0 && ioctl(b->vm, KVM_SET_TSS_ADDR, 0xfffbd000ul) >= 0 && ioctl(b->vm, KVM_SET_USER_MEMORY_REGION, &region) >= 0 &&
-		    cpu_open(b))
+		    (!irqchip || ioctl(b->vm, KVM_CREATE_IRQCHIP) >= 0) && cpu_open(b))
 			return true;
 	}
 	box_close(b);

@@ -33,8 +33,8 @@ struct box {
 /* How a run ended. */
 enum { BOX_HLT = -1, BOX_GIVEN_UP = -2, BOX_OTHER = -3, BOX_TIMEOUT = -4 };
 
-/* False: no box can be had here. */
-bool box_open(struct box *b);
+/* False: no box can be had here. With KVM's interrupt controllers or without any. */
+bool box_open(struct box *b, bool irqchip);
 void box_close(struct box *b);
 /* Back to the start: page tables, descriptors, registers; code at BOX_CODE, which starts in ring 0 or 3. */
 void box_load(struct box *b, const void *code, size_t size, unsigned ring);

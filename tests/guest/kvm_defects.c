@@ -1,8 +1,10 @@
 #include "kvm_defects.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/time.h>
 
 #include "kvm_box.h"
 
@@ -216,6 +218,19 @@ static bool late_window(struct box *b)
 	return end == UD;
 }
 
+/* Self-IPI 0x41 in x2APIC mode; its handler leaves by a port without an EOI. */
+CODE(self_ipi, "mov $0x1b, %ecx\n mov $0xfee00d00, %eax\n xor %edx, %edx\n wrmsr\n mov $0x80f, %ecx\n mov $0x1ff, %eax\n wrmsr\n"
+	       "mov $0x83f, %ecx\n mov $0x41, %eax\n wrmsr\n sti\n mov $100000, %ecx\n 1: dec %ecx\n jnz 1b\n out %al, $0x81");
+static bool lapic_eoi(struct box *b)
+{
+	LOAD(b, self_ipi, RING0);
+	memcpy(b->ram + b->sregs.idt.base + 0x3000 + 16 * 0x41, "\xe6\x80\xf4", 3); /* out %al, $0x80; hlt */
+	struct kvm_lapic_state lapic;
+	if (box_run(b) != BOX_OTHER || b->run->exit_reason != KVM_EXIT_IO || b->run->io.port != 0x80 || ioctl(b->cpu, KVM_GET_LAPIC, &lapic) < 0)
+		return false;
+	return !(lapic.regs[0x120] & 2); /* in service: vectors 64 and up */
+}
+
 CODE(adjust, "mov $0x3b, %ecx\n rdtsc\n mov %edx, %ebx\n xor %eax, %eax\n mov $0x100, %edx\n wrmsr\n rdtsc\n sub %ebx, %edx\n xor %eax, %eax\n"
 	     "mov %edx, %ebx\n xor %edx, %edx\n wrmsr\n hlt");
 static bool tsc_fixed(struct box *b)
@@ -329,6 +344,11 @@ static bool no_paging_32(struct box *b)
 	return box_run(b) != BOX_HLT;
 }
 
+static struct kvm_segment segment16(uint16_t paragraph, uint8_t type)
+{
+	return (struct kvm_segment){ .base = paragraph * 16u, .limit = 0xffff, .selector = paragraph, .type = type, .present = 1, .s = 1 };
+}
+
 static bool frame_base(struct box *b)
 {
 	load32(b, ud2, ud2_end);
@@ -344,6 +364,41 @@ static bool down_limit(struct box *b)
 	load32(b, over, over_end);
 	b->sregs.fs.type = 7, b->sregs.fs.limit = 0xfff, b->sregs.fs.g = 0;
 	return box_run(b) != GP;
+}
+
+CODE(swapgs, ".byte 0x0f, 0x01, 0xf8\n hlt");
+static bool swapgs_32(struct box *b)
+{
+	load32(b, swapgs, swapgs_end);
+	return box_run(b) != UD;
+}
+
+CODE(real_80, ".code16\n mov $0x4000, %sp\n int $0x80\n hlt\n .balign 16\n pushw $0x80\n mov $0x77, %bx\n hlt\n.code64");
+static void on_alarm(int sig)
+{
+	(void)sig;
+}
+
+static bool real_int(struct box *b)
+{
+	load(b, real_80, real_80_end, RING0);
+	b->sregs.cr0 = 0x10, b->sregs.cr4 = 0, b->sregs.efer = 0;
+	b->sregs.idt = (struct kvm_dtable){ .base = 0, .limit = 0x3ff };
+	b->sregs.cs = segment16(BOX_CODE / 16, 0xb);
+	b->sregs.ss = b->sregs.ds = b->sregs.es = segment16(0, 3);
+	*box_word(b, 0x200) = 16 | BOX_CODE / 16 << 16;
+	b->regs.rip = 0;
+	/* With the defect the kernel goes round and round until a signal comes. */
+	struct sigaction old, nothing = { .sa_handler = on_alarm };
+	const struct itimerval soon = { .it_value.tv_usec = 300000, .it_interval.tv_usec = 300000 }, never = { .it_value.tv_sec = 0 };
+	sigaction(SIGALRM, &nothing, &old);
+	setitimer(ITIMER_REAL, &soon, NULL);
+	ioctl(b->cpu, KVM_SET_SREGS, &b->sregs);
+	ioctl(b->cpu, KVM_SET_REGS, &b->regs);
+	bool wrong = ioctl(b->cpu, KVM_RUN, 0) < 0 || ioctl(b->cpu, KVM_GET_REGS, &b->regs) < 0 || b->regs.rbx != 0x77;
+	setitimer(ITIMER_REAL, &never, NULL);
+	sigaction(SIGALRM, &old, NULL);
+	return wrong;
 }
 
 /* --- breakpoints --- */
@@ -505,6 +560,7 @@ static bool pf_df(struct box *b)
 static const struct probe {
 	struct kvm_defect defect;
 	bool (*found)(struct box *b);
+	bool irqchip;
 } probes[] = {
 	{ { "torn-store", "in ring 0 a store into two pages, the second not there, has written the first when it faults" }, torn_store },
 	{ { "straddle-pf", "an access from the last canonical address on raises #PF, not #GP" }, straddle_pf },
@@ -514,7 +570,7 @@ static const struct probe {
 	{ { "user-int", "INT n in ring 3 raises #UD" }, user_int },
 	{ { "user-if", "PUSHF and SYSCALL in ring 3 show RFLAGS.IF set when it is not" }, user_if },
 	{ { "user-iopl", "CLI and STI in ring 3 raise #GP although IOPL allows them" }, user_iopl },
-	{ { "syscall-cpl", "SYSCALL in ring 3 jumps to LSTAR but stays in ring 3" }, syscall_cpl },
+	{ { "syscall-cpl", "SYSCALL in ring 3 jumps to LSTAR but stays in ring 3 (accel/kvm carries it out itself: nothing is skipped)" }, syscall_cpl },
 	{ { "user-ts", "CR0.TS does not keep ring 3 from the FPU" }, user_ts },
 	{ { "user-fp-gp", "a #GP of an FPU or AVX instruction in ring 3 arrives as #UD" }, user_fp_gp },
 	{ { "user-xm", "without CR4.OSXMMEXCPT ring 3 gets #XM, not #UD" }, user_xm },
@@ -526,6 +582,7 @@ static const struct probe {
 	{ { "ss-step", "in ring 0 MOV SS does not hold back a single-step trap" }, ss_step },
 	{ { "np-df", "an exception whose gate is not present becomes #DF, not #NP" }, np_df },
 	{ { "late-window", "in ring 0 the interrupt window opens up to a thousand instructions after STI" }, late_window },
+	{ { "lapic-eoi", "KVM's own LAPIC has ended an interrupt when its handler starts" }, lapic_eoi, true },
 	{ { "tsc-fixed", "IA32_TSC_ADJUST does not move the TSC" }, tsc_fixed },
 	{ { "cpuid-or", "CPUID shows features of the host that KVM_SET_CPUID2 did not give" }, cpuid_or },
 	{ { "msr-checks", "WRMSR takes values that raise #GP on processors: unknown memory types in IA32_PAT, a KERNEL_GS_BASE that is no address" }, msr_checks },
@@ -545,6 +602,8 @@ static const struct probe {
 	{ { "drop-conforming", "a return to ring 3 drops a conforming code segment from ES" }, drop_conforming },
 	{ { "user-gate", "a call gate does not take ring 3 to ring 0" }, user_gate },
 	{ { "pf-df", "a page fault on the way to the handler of #DE becomes #DF" }, pf_df },
+	{ { "swapgs-32", "SWAPGS is not #UD outside 64-bit mode" }, swapgs_32 },
+	{ { "real-int", "INT 80h in real mode does not get to its handler" }, real_int },
 	{ { "user-am", "RFLAGS.AC checks alignment in ring 3 although CR0.AM is clear" }, user_am },
 	{ { "user-tsd", "CR4.TSD does not keep ring 3 from RDTSC" }, user_tsd },
 	{ { "user-sysenter", "SYSENTER in ring 3 does not get to ring 0" }, user_sysenter },
@@ -563,7 +622,7 @@ static const struct probe {
 static bool find(const struct probe *p)
 {
 	struct box b;
-	if (!box_open(&b))
+	if (!box_open(&b, p->irqchip))
 		return false;
 	bool found = p->found(&b);
 	box_close(&b);

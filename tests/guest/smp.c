@@ -10,7 +10,7 @@ __asm__(".pushsection .snippets, \"ax\"\n first_snippet:\n .popsection");
 
 /* Rounds of handing something over by spinning: few if there may be more of us than the host has processors, since each then costs a
  * time slice of the host's. */
-#define ROUNDS(n) (guest_cpus > 2 ? ((n) + 9) / 10 : (n))
+#define ROUNDS(n) (guest_cpus > 2 || guest_slow > 1 ? ((n) + 9) / 10 : (n))
 
 /* --- all at once --- */
 
@@ -32,7 +32,7 @@ static void barrier(void)
 
 /* --- atomics --- */
 
-#define TURNS 1600 /* a multiple of 16: each bit is flipped an even number of times */
+#define TURNS (guest_slow > 1 ? 160u : 1600u) /* a multiple of 16: each bit is flipped an even number of times */
 struct counters {
 	u64 add, inc, xadd, cmpxchg, bits, locked;
 	u32 sub32;

@@ -223,8 +223,7 @@ static void flags(void)
 
 static void syscalls(void)
 {
-	if (!section_unless("system calls", "syscall-cpl"))
-		return;
+	section("system calls");
 	static u64 percpu[4];
 	u64 *stack = page_alloc(1);
 	percpu[0] = (u64)stack + 4096;
@@ -479,16 +478,14 @@ static void single_step(void)
 	struct frame f = run(ud2_1, true, F_TF);
 	CHECK_EQ(f.vector, UD);
 	CHECK_EQ(trail_n, 0);
-	if (!skipping("SYSCALL with TF", "syscall-cpl")) {
-		/* SFMASK clears it, so the entry runs free, and SYSRET brings it back */
-		f = run(step_sys, true, F_TF);
-		CHECK_EQ(f.vector, UD);
-		CHECK_EQ(f.rax, 3);
-		CHECK_EQ(trail[0], user_of(step_sys) + 1);
-		/* the trap of SYSRET itself: on the instruction behind, or behind that */
-		CHECK(trail_n >= 2 && (trail[1] == user_of(step_sys_next) || trail[1] == user_of(step_sys_next) + 1));
-		CHECK_EQ(trail[trail_n - 1], user_of(step_sys_next) + 1);
-	}
+	/* SYSCALL with TF: SFMASK clears it, so the entry runs free, and SYSRET brings it back */
+	f = run(step_sys, true, F_TF);
+	CHECK_EQ(f.vector, UD);
+	CHECK_EQ(f.rax, 3);
+	CHECK_EQ(trail[0], user_of(step_sys) + 1);
+	/* the trap of SYSRET itself: on the instruction behind, or behind that */
+	CHECK(trail_n >= 2 && (trail[1] == user_of(step_sys_next) || trail[1] == user_of(step_sys_next) + 1));
+	CHECK_EQ(trail[trail_n - 1], user_of(step_sys_next) + 1);
 	handlers[DB] = NULL;
 	if (skipping("INT n with TF", "user-int"))
 		return;

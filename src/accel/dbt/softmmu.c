@@ -295,10 +295,17 @@ int dbt_emu_translate(void *opaque, uint64_t gva, enum mmu_access access, bool u
 	struct dbt_vcpu *v = opaque;
 	if (__builtin_expect(atomic_load_explicit(&v->ram_gone, memory_order_relaxed), 0))
 		dbt_ram_forget(v);
-	if (access == MMU_EXEC || !(v->s.cr0 & CR0_PG)) {
+	bool paging = v->s.cr0 & CR0_PG;
+	if (access == MMU_EXEC || !paging) {
 		struct mmu_result r;
-		if (mmu_walk(&v->s, &v->emu.mem, gva, access, user, &r, error) < 0)
+		bool global;
+		/* The dispatcher has just looked there. */
+		if (access == MMU_EXEC && paging && user == (v->s.cpl == 3)) {
+			if (dbt_itlb(v, gva, &r.gpa, &global, error) < 0)
+				return -1;
+		} else if (mmu_walk(&v->s, &v->emu.mem, gva, access, user, &r, error) < 0) {
 			return -1;
+		}
 		int64_t ram_page = dbt_ram_page(v->vm, r.gpa);
 		out->gpa = r.gpa;
 		out->hva = ram_page < 0 ? NULL : page_hva(v->vm, ram_page) + (gva & (PAGE_SIZE - 1));

@@ -56,6 +56,7 @@ struct accel_vcpu {
 	struct debugger debugger;
 	uint32_t debug_control;	   /* what KVM_SET_GUEST_DEBUG knows, once asked */
 	uint64_t syscall_watch;	   /* the guest's #PF handler where SYSCALL must be seen to (syscall.c), or 0 */
+	unsigned syscall_exits;	   /* since it was last looked for */
 	bool debug_over;	   /* stepping over the breakpoint that the debugger was told of */
 	struct kvm_step *step; /* made when KVM first gives up on an instruction */
 	_Atomic unsigned request;  /* [a] */

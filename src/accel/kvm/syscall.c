@@ -124,6 +124,10 @@ void kvm_syscall_prepare(struct accel_vcpu *v)
 {
 	struct kvm_sregs sregs;
 	uint64_t gate[2];
+	/* Once a handler is watched a look now and then is enough: kernels change it while they boot, with many exits behind, and looking costs more than
+	 * the exit. */
+	if (v->syscall_watch && ++v->syscall_exits % 64)
+		return;
 	if (!is_lost(v) || ioctl(v->fd, KVM_GET_SREGS, &sregs) || !(sregs.efer & EFER_LMA) || sregs.idt.limit < 16 * VEC_PF + 15)
 		return;
 	const struct x86_state paging = { .cr0 = sregs.cr0, .cr3 = sregs.cr3, .cr4 = sregs.cr4, .efer = sregs.efer };

@@ -28,7 +28,6 @@ enum role { INFLATE, DEFLATE, STATS, HINT, REPORT, ROLES };
 
 #define QUEUE_SIZE 128
 #define PFNS_MAX 4096	       /* looked at in one request; drivers send up to 1024 */
-#define BUDGET 64	       /* requests before the device lock is let go */
 #define STAT_SIZE 10	       /* le16 tag, le64 value */
 #define STATS_MAX 64	       /* of a buffer, looked at */
 #define POLL_NS 1000000000ull
@@ -42,7 +41,6 @@ struct balloon {
 	struct virtio_device d; /* first */
 	struct config config;
 	uint8_t role[ROLES];	    /* of each queue */
-	struct vtimer more;	    /* a queue is not empty: go on with it */
 	struct vtimer poll;
 	uint64_t poll_until;
 	struct virtio_chain *stats; /* the buffer that the driver lent us; pushing it asks for new values */
@@ -283,26 +281,12 @@ static void balloon_notify(struct virtio_device *d, unsigned q)
 {
 	struct balloon *b = of(d);
 	struct virtio_queue *queue = virtio_queue(d, q);
-	unsigned left = BUDGET;
 	do {
 		virtq_no_notify(queue);
-		struct virtio_chain *c;
-		while (left && (c = virtq_pop(queue))) {
-			left--;
+		for (struct virtio_chain *c; (c = virtq_pop(queue));)
 			handle(b, b->role[q], c);
-		}
 		virtq_notify(queue);
-	} while (left && virtq_want_notify(queue));
-	if (!left)
-		vtimer_arm(&b->more, clock_ns());
-}
-
-static void balloon_more(void *opaque)
-{
-	struct balloon *b = opaque;
-	for (unsigned q = 0; q < ROLES && virtio_is_live(&b->d); q++)
-		if (virtq_ready(virtio_queue(&b->d, q)))
-			balloon_notify(&b->d, q);
+	} while (virtq_want_notify(queue));
 }
 
 static void drop_stats(struct balloon *b)
@@ -323,7 +307,6 @@ static bool balloon_queue_reset(struct virtio_device *d, unsigned q)
 static bool balloon_reset(struct virtio_device *d)
 {
 	struct balloon *b = of(d);
-	vtimer_cancel(&b->more);
 	vtimer_cancel(&b->poll);
 	b->poll_until = 0;
 	drop_stats(b);
@@ -370,7 +353,6 @@ static void balloon_stats(struct virtio_device *d, char *text, size_t room)
 static void balloon_destroy(struct virtio_device *d)
 {
 	struct balloon *b = of(d);
-	vtimer_cancel(&b->more);
 	vtimer_cancel(&b->poll);
 	drop_stats(b);
 	hint_end(b);
@@ -381,6 +363,7 @@ static void balloon_destroy(struct virtio_device *d)
 static const struct virtio_ops balloon_ops = {
 	.name = "virtio-balloon",
 	.id = VIRTIO_ID_BALLOON,
+	.budget = 64,
 	.config_write = balloon_config_write,
 	.start = balloon_start,
 	.notify = balloon_notify,
@@ -401,7 +384,6 @@ int virtio_balloon_create(struct virtio_device **out, const struct virtio_host *
 		free(b);
 		return r;
 	}
-	vtimer_init(&b->more, host->loop, balloon_more, b);
 	vtimer_init(&b->poll, host->loop, stats_poll, b);
 	*out = &b->d;
 	return 0;

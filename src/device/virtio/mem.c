@@ -5,7 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "base/clock.h"
 #include "base/error.h"
 #include "base/unaligned.h"
 #include "device/virtio/virtio.h"
@@ -22,7 +21,6 @@ enum { STATE_PLUGGED = 0, STATE_UNPLUGGED = 1, STATE_MIXED = 2 };
 enum { RESP_STATE = 8, RESP_SIZE = 10 };
 
 #define QUEUE_SIZE 64
-#define BUDGET 16 /* requests before the device lock is let go */
 
 struct config {
 	uint64_t block_size;
@@ -34,7 +32,6 @@ struct config {
 struct mem {
 	struct virtio_device d; /* first */
 	struct config config;
-	struct vtimer more;
 };
 
 static struct mem *of(struct virtio_device *d)
@@ -89,12 +86,9 @@ static void mem_notify(struct virtio_device *d, unsigned q)
 {
 	struct mem *m = of(d);
 	struct virtio_queue *queue = virtio_queue(d, q);
-	unsigned left = BUDGET;
 	do {
 		virtq_no_notify(queue);
-		struct virtio_chain *c;
-		while (left && (c = virtq_pop(queue))) {
-			left--;
+		for (struct virtio_chain *c; (c = virtq_pop(queue));) {
 			uint8_t resp[RESP_SIZE] = { 0 };
 			uint16_t state = 0;
 			resp[0] = (uint8_t)handle(m, c, &state);
@@ -103,28 +97,13 @@ static void mem_notify(struct virtio_device *d, unsigned q)
 			virtq_push(queue, c, virtio_chain_write(c, 0, resp, sizeof(resp)));
 		}
 		virtq_notify(queue);
-	} while (left && virtq_want_notify(queue));
-	if (!left)
-		vtimer_arm(&m->more, clock_ns());
-}
-
-static void mem_more(void *opaque)
-{
-	struct mem *m = opaque;
-	if (virtq_ready(virtio_queue(&m->d, 0)))
-		mem_notify(&m->d, 0);
+	} while (virtq_want_notify(queue));
 }
 
 /* Unplugged blocks cannot be read here, which drivers without the feature may do (5.15.3.1). */
 static int mem_features(struct virtio_device *d)
 {
 	return virtio_has(d, F_UNPLUGGED_INACCESSIBLE) ? 0 : -EINVAL;
-}
-
-static bool mem_reset(struct virtio_device *d)
-{
-	vtimer_cancel(&of(d)->more);
-	return true;
 }
 
 static void mem_stats(struct virtio_device *d, char *text, size_t room)
@@ -135,7 +114,6 @@ static void mem_stats(struct virtio_device *d, char *text, size_t room)
 
 static void mem_destroy(struct virtio_device *d)
 {
-	vtimer_cancel(&of(d)->more);
 	virtio_fini(d);
 	free(d); /* its first member */
 }
@@ -143,10 +121,10 @@ static void mem_destroy(struct virtio_device *d)
 static const struct virtio_ops mem_ops = {
 	.name = "virtio-mem",
 	.id = VIRTIO_ID_MEM,
+	.budget = 16,
 	.in_order = true,
 	.features = mem_features,
 	.notify = mem_notify,
-	.reset = mem_reset,
 	.destroy = mem_destroy,
 	.stats = mem_stats,
 };
@@ -189,7 +167,6 @@ int virtio_mem_create(struct virtio_device **out, const struct virtio_host *host
 		free(m);
 		return r;
 	}
-	vtimer_init(&m->more, host->loop, mem_more, m);
 	*out = &m->d;
 	return 0;
 }

@@ -21,14 +21,14 @@
 
 /* --- notifications --- */
 
-/* Let the device look at queue q, for as many chains as a driver could have made available twice over. */
+/* Let the device look at queue q, for as many chains as its budget says, or as a driver could have made available twice over. */
 static void notify(struct virtio_device *d, unsigned q)
 {
 	struct virtio_queue *queue = &d->queue[q];
 	if (!virtq_ready(queue) || !d->ops->notify)
 		return;
 	queue->limited = true;
-	queue->budget = 2u * queue->size;
+	queue->budget = d->ops->budget ? d->ops->budget : 2u * queue->size;
 	d->ops->notify(d, q);
 	queue->limited = false;
 	if (queue->more)

@@ -84,6 +84,7 @@ struct virtio_chain {
 struct virtio_ops {
 	const char *name; /* "virtio-blk" */
 	uint16_t id;	  /* enum virtio_id */
+	uint16_t budget;  /* chains that a kick is served for at once, the rest from the event loop; 0: twice the queue's size. For slow requests */
 	bool in_order;	  /* uses buffers in the order they were made available: offer IN_ORDER */
 
 	/* The guest wrote the device configuration: [offset, offset+size) is inside config_size; d->config still has the old bytes, and the
