@@ -1,11 +1,10 @@
 #include "gdb/regs.h"
 
 #include <errno.h>
-#include <stdarg.h>
 #include <stdbool.h>
-#include <stdio.h>
 #include <string.h>
 
+#include "base/text.h"
 #include "cpu/x86/state.h"
 
 /* Numbers: the order of the target description. */
@@ -333,21 +332,6 @@ int gdb_reg_set(struct x86_state *s, uint8_t cr8, unsigned n, const uint8_t in[G
 
 /* --- the target description --- */
 
-struct text {
-	char *to;
-	size_t room, len;
-};
-
-static void __attribute__((format(printf, 2, 3))) add(struct text *t, const char *format, ...)
-{
-	va_list ap;
-	va_start(ap, format);
-	int n = vsnprintf(t->to + t->len, t->room - t->len, format, ap);
-	va_end(ap);
-	if (n > 0 && t->len + (size_t)n < t->room)
-		t->len += (size_t)n;
-}
-
 struct bit {
 	const char *name;
 	uint8_t at;
@@ -355,10 +339,10 @@ struct bit {
 
 static void add_flags(struct text *t, const char *id, unsigned size, const struct bit *bit, size_t n)
 {
-	add(t, "<flags id=\"%s\" size=\"%u\">", id, size);
+	text_add(t, "<flags id=\"%s\" size=\"%u\">", id, size);
 	for (size_t i = 0; i < n; i++)
-		add(t, "<field name=\"%s\" start=\"%u\" end=\"%u\"/>", bit[i].name, bit[i].at, bit[i].at);
-	add(t, "</flags>");
+		text_add(t, "<field name=\"%s\" start=\"%u\" end=\"%u\"/>", bit[i].name, bit[i].at, bit[i].at);
+	text_add(t, "</flags>");
 }
 
 #define ADD_FLAGS(t, id, size, ...) \
@@ -369,24 +353,24 @@ static void add_flags(struct text *t, const char *id, unsigned size, const struc
 
 static void describe_core(struct text *t)
 {
-	add(t, "<feature name=\"org.gnu.gdb.i386.core\">");
+	text_add(t, "<feature name=\"org.gnu.gdb.i386.core\">");
 	ADD_FLAGS(t, "i386_eflags", 4, { "CF", 0 }, { "", 1 }, { "PF", 2 }, { "AF", 4 }, { "ZF", 6 }, { "SF", 7 }, { "TF", 8 }, { "IF", 9 },
 		  { "DF", 10 }, { "OF", 11 }, { "NT", 14 }, { "RF", 16 }, { "VM", 17 }, { "AC", 18 }, { "VIF", 19 }, { "VIP", 20 }, { "ID", 21 });
 	for (unsigned i = 0; i < 16; i++)
-		add(t, "<reg name=\"%s\" bitsize=\"64\" type=\"%s\"/>", gpr_names[i], i == GDB_REG_RBP || i == GDB_REG_RSP ? "data_ptr" : "int64");
-	add(t, "<reg name=\"rip\" bitsize=\"64\" type=\"code_ptr\"/><reg name=\"eflags\" bitsize=\"32\" type=\"i386_eflags\"/>");
+		text_add(t, "<reg name=\"%s\" bitsize=\"64\" type=\"%s\"/>", gpr_names[i], i == GDB_REG_RBP || i == GDB_REG_RSP ? "data_ptr" : "int64");
+	text_add(t, "<reg name=\"rip\" bitsize=\"64\" type=\"code_ptr\"/><reg name=\"eflags\" bitsize=\"32\" type=\"i386_eflags\"/>");
 	for (unsigned i = 0; i < 6; i++)
-		add(t, "<reg name=\"%s\" bitsize=\"32\" type=\"int32\"/>", seg_names[i]);
+		text_add(t, "<reg name=\"%s\" bitsize=\"32\" type=\"int32\"/>", seg_names[i]);
 	for (unsigned i = 0; i < 8; i++)
-		add(t, "<reg name=\"st%u\" bitsize=\"80\" type=\"i387_ext\"/>", i);
+		text_add(t, "<reg name=\"st%u\" bitsize=\"80\" type=\"i387_ext\"/>", i);
 	for (unsigned i = 0; i < 8; i++)
-		add(t, "<reg name=\"%s\" bitsize=\"32\" type=\"int\" group=\"float\"/>", fpu_names[i]);
-	add(t, "</feature>");
+		text_add(t, "<reg name=\"%s\" bitsize=\"32\" type=\"int\" group=\"float\"/>", fpu_names[i]);
+	text_add(t, "</feature>");
 }
 
 static void describe_vectors(struct text *t)
 {
-	add(t, "<feature name=\"org.gnu.gdb.i386.sse\">"
+	text_add(t, "<feature name=\"org.gnu.gdb.i386.sse\">"
 	       "<vector id=\"v4f\" type=\"ieee_single\" count=\"4\"/><vector id=\"v2d\" type=\"ieee_double\" count=\"2\"/>"
 	       "<vector id=\"v16i8\" type=\"int8\" count=\"16\"/><vector id=\"v8i16\" type=\"int16\" count=\"8\"/>"
 	       "<vector id=\"v4i32\" type=\"int32\" count=\"4\"/><vector id=\"v2i64\" type=\"int64\" count=\"2\"/>"
@@ -396,18 +380,18 @@ static void describe_vectors(struct text *t)
 	ADD_FLAGS(t, "i386_mxcsr", 4, { "IE", 0 }, { "DE", 1 }, { "ZE", 2 }, { "OE", 3 }, { "UE", 4 }, { "PE", 5 }, { "DAZ", 6 }, { "IM", 7 },
 		  { "DM", 8 }, { "ZM", 9 }, { "OM", 10 }, { "UM", 11 }, { "PM", 12 }, { "FZ", 15 });
 	for (unsigned i = 0; i < 16; i++)
-		add(t, "<reg name=\"xmm%u\" bitsize=\"128\" type=\"vec128\"/>", i);
-	add(t, "<reg name=\"mxcsr\" bitsize=\"32\" type=\"i386_mxcsr\" group=\"vector\"/></feature>"
+		text_add(t, "<reg name=\"xmm%u\" bitsize=\"128\" type=\"vec128\"/>", i);
+	text_add(t, "<reg name=\"mxcsr\" bitsize=\"32\" type=\"i386_mxcsr\" group=\"vector\"/></feature>"
 	       "<feature name=\"org.gnu.gdb.i386.segments\"><reg name=\"fs_base\" bitsize=\"64\" type=\"int\"/>"
 	       "<reg name=\"gs_base\" bitsize=\"64\" type=\"int\"/></feature><feature name=\"org.gnu.gdb.i386.avx\">");
 	for (unsigned i = 0; i < 16; i++)
-		add(t, "<reg name=\"ymm%uh\" bitsize=\"128\" type=\"uint128\"/>", i);
-	add(t, "</feature>");
+		text_add(t, "<reg name=\"ymm%uh\" bitsize=\"128\" type=\"uint128\"/>", i);
+	text_add(t, "</feature>");
 }
 
 static void describe_system(struct text *t)
 {
-	add(t, "<feature name=\"org.trapline.i386.system\">");
+	text_add(t, "<feature name=\"org.trapline.i386.system\">");
 	ADD_FLAGS(t, "cr0_flags", 8, { "PE", 0 }, { "MP", 1 }, { "EM", 2 }, { "TS", 3 }, { "ET", 4 }, { "NE", 5 }, { "WP", 16 }, { "AM", 18 },
 		  { "NW", 29 }, { "CD", 30 }, { "PG", 31 });
 	ADD_FLAGS(t, "cr4_flags", 8, { "VME", 0 }, { "PVI", 1 }, { "TSD", 2 }, { "DE", 3 }, { "PSE", 4 }, { "PAE", 5 }, { "MCE", 6 }, { "PGE", 7 },
@@ -415,17 +399,17 @@ static void describe_system(struct text *t)
 		  { "OSXSAVE", 18 }, { "SMEP", 20 }, { "SMAP", 21 });
 	ADD_FLAGS(t, "efer_flags", 8, { "SCE", 0 }, { "LME", 8 }, { "LMA", 10 }, { "NXE", 11 });
 	for (unsigned i = 0; i < S_COUNT; i++)
-		add(t, "<reg name=\"%s\" bitsize=\"64\" type=\"%s\" group=\"system\"/>", system_regs[i].name, system_regs[i].type);
-	add(t, "</feature>");
+		text_add(t, "<reg name=\"%s\" bitsize=\"64\" type=\"%s\" group=\"system\"/>", system_regs[i].name, system_regs[i].type);
+	text_add(t, "</feature>");
 }
 
 size_t gdb_regs_describe(char *out, size_t room)
 {
 	struct text t = { out, room, 0 };
-	add(&t, "<?xml version=\"1.0\"?><!DOCTYPE target SYSTEM \"gdb-target.dtd\"><target><architecture>i386:x86-64</architecture>");
+	text_add(&t, "<?xml version=\"1.0\"?><!DOCTYPE target SYSTEM \"gdb-target.dtd\"><target><architecture>i386:x86-64</architecture>");
 	describe_core(&t);
 	describe_vectors(&t);
 	describe_system(&t);
-	add(&t, "</target>");
+	text_add(&t, "</target>");
 	return t.len;
 }

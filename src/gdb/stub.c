@@ -1,12 +1,12 @@
 #include "gdb/stub.h"
 
 #include <errno.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
+#include "base/text.h"
 #include "gdb/regs.h"
 #include "gdb/stub_internal.h"
 #include "irqchip/lapic.h"
@@ -83,19 +83,8 @@ static bool worth_telling(struct gdb_stub *g, unsigned n)
 	return false;
 }
 
-static int add(char *to, size_t room, size_t *len, const char *format, ...) __attribute__((format(printf, 4, 5)));
-static int add(char *to, size_t room, size_t *len, const char *format, ...)
-{
-	va_list ap;
-	va_start(ap, format);
-	int n = vsnprintf(to + *len, room - *len, format, ap);
-	va_end(ap);
-	*len += n > 0 && *len + (size_t)n < room ? (size_t)n : 0;
-	return n;
-}
-
 /* "watch:ADDRESS;" and the like. */
-static void add_reason(struct gdb_stub *g, unsigned n, char *to, size_t room, size_t *len)
+static void add_reason(struct gdb_stub *g, unsigned n, struct text *t)
 {
 	static const char *const watch[] = { [GDB_Z_WRITE] = "watch", [GDB_Z_READ] = "rwatch", [GDB_Z_ACCESS] = "awatch" };
 	const struct vcpu *v = &g->vm->vcpu[n];
@@ -104,31 +93,31 @@ static void add_reason(struct gdb_stub *g, unsigned n, char *to, size_t room, si
 	bool int3 = v->debug.why == ACCEL_STOP_INT3;
 	const struct gdb_point *p = int3 ? NULL : gdb_break_point(&g->memory, v->debug.index);
 	if (p && p->type >= GDB_Z_WRITE)
-		add(to, room, len, "%s:%llx;", watch[p->type], (unsigned long long)p->gva);
+		text_add(t, "%s:%llx;", watch[p->type], (unsigned long long)p->gva);
 	else if ((int3 || (p && p->type == GDB_Z_SOFTWARE)) && g->swbreak)
-		add(to, room, len, "swbreak:;");
+		text_add(t, "swbreak:;");
 	else if (p && g->hwbreak)
-		add(to, room, len, "hwbreak:;");
+		text_add(t, "hwbreak:;");
 }
 
 void gdb_stub_report(struct gdb_stub *g)
 {
-	char text[256];
-	size_t len = 0;
+	char bytes[256];
+	struct text text = { bytes, sizeof(bytes), 0 };
 	unsigned n = g->last_told;
 	int signal = g->vm->vcpu[n].stop == VCPU_STOP_FAULT ? GDB_SIGSEGV : g->signal;
-	add(text, sizeof(text), &len, "T%02xthread:%x;", (unsigned)signal, n + 1);
+	text_add(&text, "T%02xthread:%x;", (unsigned)signal, n + 1);
 	if (signal == GDB_SIGTRAP)
-		add_reason(g, n, text, sizeof(text), &len);
+		add_reason(g, n, &text);
 	static const uint8_t expedited[] = { GDB_REG_RBP, GDB_REG_RSP, GDB_REG_RIP };
 	for (unsigned i = 0; i < sizeof(expedited); i++) {
 		uint8_t value[GDB_REG_MAX];
 		char hex[2 * GDB_REG_MAX + 1];
 		gdb_reg_get(gdb_stub_state(g, n), 0, expedited[i], value);
 		gdb_hex_bytes(hex, value, gdb_reg_size(expedited[i]));
-		add(text, sizeof(text), &len, "%x:%s;", expedited[i], hex);
+		text_add(&text, "%x:%s;", expedited[i], hex);
 	}
-	gdb_stub_send(g, text, len);
+	gdb_stub_send(g, text.to, text.len);
 }
 
 /* All stand: choose one that stopped by itself, in turn. The others keep a point's hit until it is their turn to go on (gdb may have taken the

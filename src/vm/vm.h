@@ -2,8 +2,8 @@
  * A virtual machine without its devices: RAM, accelerator, vCPUs, interrupt controllers, buses, event loop.
  *
  * The machine (machine/pc) creates it, puts devices on the buses, sets the bootstrap processor's state and calls vm_run
- * on the main thread. Loop and device lock are the machine's: what is behind the devices outlives a reboot. A VM ends once: by power-off, reset, debug exit or a failure; the first request counts. Rebooting
- * is destroying it and building a new one.
+ * on the main thread. Loop and device lock are the machine's: what is behind the devices outlives a reboot. A VM ends once: by power-off, reset,
+ * debug exit or a failure; the first request counts. Rebooting is destroying it and building a new one.
  */
 #ifndef TRAPLINE_VM_VM_H
 #define TRAPLINE_VM_VM_H

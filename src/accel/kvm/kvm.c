@@ -38,7 +38,7 @@ static void kvm_vcpu_get_state(struct accel_vcpu *v, struct x86_state *out)
 static void kvm_vcpu_set_state(struct accel_vcpu *v, const struct x86_state *in)
 {
 	kvm_finish(v);
-	int r = kvm_state_set(v, in);
+	int r = kvm_state_set(v, in, true);
 	if (r)
 		log_error("vCPU %u: KVM does not take its state: %s", v->config.index, strerror(-r));
 	v->irq_window = false;
@@ -175,7 +175,7 @@ static int start_vcpu(struct accel_vcpu *v, struct error *err)
 		return error_set(err, -r, "no memory for vCPU %u", v->config.index);
 	struct x86_state s;
 	x86_state_reset(&s, v->config.index);
-	r = kvm_state_set(v, &s);
+	r = kvm_state_set(v, &s, false);
 	return r ? error_set(err, -r, "KVM does not take the reset state of vCPU %u: %s", v->config.index, strerror(-r)) : 0;
 }
 

@@ -74,9 +74,10 @@ struct accel_vcpu {
 
 /* Look which MSRs this KVM keeps. 0 or -ENOMEM. */
 int kvm_state_init(struct accel_vcpu *v);
-/* All registers out of and into the kernel. 0 or -errno of the first call that failed. */
+/* All registers out of and into the kernel. 0 or -errno of the first call that failed. keep_interrupt: one that KVM has taken from its
+ * controller and not delivered yet stays under way, if the new state can take it; else the caller has delivered it. */
 int kvm_state_get(struct accel_vcpu *v, struct x86_state *out);
-int kvm_state_set(struct accel_vcpu *v, const struct x86_state *in);
+int kvm_state_set(struct accel_vcpu *v, const struct x86_state *in, bool keep_interrupt);
 
 /* --- cpuid.c --- */
 

@@ -238,7 +238,7 @@ static void put_xsave(uint8_t *to, const uint8_t *from)
 	memcpy(to + XSTATE_BV, &to_bv, 8);
 }
 
-int kvm_state_set(struct accel_vcpu *v, const struct x86_state *s)
+int kvm_state_set(struct accel_vcpu *v, const struct x86_state *s, bool keep_interrupt)
 {
 	struct kvm_regs regs = { .rip = s->rip, .rflags = s->rflags | FL_FIXED };
 	struct kvm_sregs sregs = { 0 };
@@ -258,9 +258,11 @@ int kvm_state_set(struct accel_vcpu *v, const struct x86_state *s)
 	if (ioctl(v->fd, KVM_GET_XSAVE, &xsave) || ioctl(v->fd, KVM_GET_VCPU_EVENTS, &events))
 		return -errno;
 	put_xsave((uint8_t *)xsave.region, s->xsave);
-	/* What KVM was about to inject belongs to the state that is replaced. */
+	/* What KVM was about to inject belongs to the state that is replaced; an exception comes again by itself. An interrupt does not: its LAPIC has
+	 * it in service already. */
 	events.exception.injected = events.exception.pending = 0;
-	events.interrupt.injected = 0;
+	if (!keep_interrupt || events.interrupt.soft || !(s->rflags & FL_IF) || s->shadow != SHADOW_NONE)
+		events.interrupt.injected = 0;
 	events.interrupt.shadow = shadow_bits[s->shadow];
 	events.nmi.injected = 0;
 	events.nmi.pending = s->nmi_pending;

@@ -274,7 +274,7 @@ static int run(struct accel_vcpu *v, enum how how, bool *done)
 		r = kvm_leave(v, &debug);
 		return r ? r : kvm_step_int3(v);
 	}
-	r = kvm_state_set(v, &step->s);
+	r = kvm_state_set(v, &step->s, false);
 	if (r)
 		return r;
 	if (result == EMU_SHUTDOWN) {
