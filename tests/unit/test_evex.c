@@ -94,12 +94,21 @@ enum { CODE = 0x5000, HANDLER = 0x6000, PAGES = 0x20000, PT = 0x102000, PAGE = 4
 	I("vfmaddcph (%rdi), %zmm1, %zmm2{%k1}") I("vfmaddcsh (%rdi), %xmm1, %xmm2{%k1}") I("vcvtsh2si (%rdi), %r9") I("vcvtusi2sh %r9, %xmm1, %xmm2") \
 	I("vcvtph2uw (%rdi), %zmm1{%k1}") I("vcvtph2qq (%rdi){1to8}, %zmm1{%k1}") I("vcmpph $1, (%rdi), %zmm1, %k3{%k1}")
 
+/* %zmm9 and %zmm25 have indices from 0 to 63. */
+#define GATHERS(I) \
+	I("vpgatherdd (%rdi,%zmm9,4), %zmm1{%k1}") I("vpgatherdq 8(%rdi,%ymm25,8), %zmm21{%k2}") I("vpgatherqd -4(%rdi,%zmm9,4), %ymm1{%k3}") \
+	I("vpgatherqq (%rdi,%xmm9,2), %xmm17{%k4}") I("vgatherdps (%rdi,%xmm25), %xmm1{%k5}") I("vgatherqps 512(%rdi,%xmm9,4), %xmm1{%k6}") \
+	I("vgatherdpd (%rdi,%xmm9,8), %ymm1{%k7}") I("vgatherqpd (%rdi,%zmm25,8), %zmm1{%k1}") I("vpscatterdd %zmm1, (%rdi,%zmm9,4){%k1}") \
+	I("vpscatterdq %zmm21, 8(%rdi,%ymm25,8){%k2}") I("vpscatterqd %ymm1, (%rdi,%zmm9,4){%k3}") I("vpscatterqq %xmm17, (%rdi,%xmm9,2){%k4}") \
+	I("vscatterdps %xmm1, (%rdi,%xmm25){%k5}") I("vscatterqps %ymm31, (%rdi,%zmm9,4){%k6}") I("vscatterqpd %zmm1, -8(%rdi,%zmm25,8){%k1}")
+
 /* Length and bytes of each, then 0. */
 #define ASSEMBLE(text) "\t.byte 2f - 1f\n1:\t" text "\n2:\n"
 #define NAME(text) text,
-__asm__("\t.pushsection .rodata\nevex_table:\n" REGISTERS(ASSEMBLE) MEMORY(ASSEMBLE) EXTENSIONS(ASSEMBLE) "\t.byte 0\n\t.popsection\n");
-extern const uint8_t evex_table[] __asm__("evex_table");
-static const char *const names[] = { REGISTERS(NAME) MEMORY(NAME) EXTENSIONS(NAME) };
+__asm__("\t.pushsection .rodata\nevex_table:\n" REGISTERS(ASSEMBLE) MEMORY(ASSEMBLE) EXTENSIONS(ASSEMBLE) "\t.byte 0\n"
+	"evex_gathers:\n" GATHERS(ASSEMBLE) "\t.byte 0\n\t.popsection\n");
+extern const uint8_t evex_table[] __asm__("evex_table"), evex_gathers[] __asm__("evex_gathers");
+static const char *const names[] = { REGISTERS(NAME) MEMORY(NAME) EXTENSIONS(NAME) }, *const gather_names[] = { GATHERS(NAME) };
 
 static uint64_t random_state = 88172645463325252ull;
 
@@ -232,6 +241,11 @@ static void fill(uint8_t *area)
 		v = how < 4 ? v : how == 4 ? v & rnd() & rnd() & rnd() : how == 5 ? 0 : how == 6 ? ~0ull : v | rnd() | rnd();
 		memcpy(area + parts[5].offset + 8 * k, &v, 8);
 	}
+	for (unsigned k = 0; k < 8; k++) {
+		uint64_t v = rnd() % 64;
+		memcpy(area + (k < 2 ? XMM + 16 * 9 : k < 4 ? parts[2].offset + 16 * 9 - 16 : parts[6].offset + 32 * 9 - 32) + 8 * k, &v, 8);
+		memcpy(area + parts[7].offset + 64 * (25 - 16) + 8 * k, &v, 8);
+	}
 	uint64_t used = ALL;
 	memcpy(area + BV, &used, 8);
 }
@@ -340,12 +354,11 @@ static void teardown(struct machine *m)
 
 typedef void (*visit)(struct machine *m, const char *name, const uint8_t *insn, unsigned len);
 
-static void each(visit f)
+static void each(visit f, const uint8_t *p, const char *const *name)
 {
 	struct machine *m = setup();
-	const uint8_t *p = evex_table;
-	for (unsigned i = 0; *p; p += 1 + *p, i++)
-		f(m, names[i], p + 1, *p);
+	for (; *p; p += 1 + *p, name++)
+		f(m, *name, p + 1, *p);
 	teardown(m);
 }
 
@@ -358,7 +371,7 @@ static void inside(struct machine *m, const char *name, const uint8_t *insn, uns
 static void test_values(void **state)
 {
 	(void)state;
-	each(inside);
+	each(inside, evex_table, names);
 }
 
 /* Up to what is missing and beyond. */
@@ -371,7 +384,7 @@ static void across(struct machine *m, const char *name, const uint8_t *insn, uns
 static void test_masked_faults(void **state)
 {
 	(void)state;
-	each(across);
+	each(across, evex_table, names);
 }
 
 /* Exceptions unmasked, other roundings, flags already set, denormals as zeros. */
@@ -384,7 +397,7 @@ static void exceptions(struct machine *m, const char *name, const uint8_t *insn,
 static void test_exceptions(void **state)
 {
 	(void)state;
-	each(exceptions);
+	each(exceptions, evex_table, names);
 }
 
 /* An operand in two pages that are not neighbours in memory. */
@@ -470,16 +483,45 @@ static void test_compatibility_mode(void **state)
 	teardown(m);
 }
 
-static void test_gather_refused(void **state)
+static void test_gathers(void **state)
+{
+	(void)state;
+	each(inside, evex_gathers, gather_names);
+}
+
+/* The elements below the one that faults are done and their mask bits clear; a second attempt does the rest. */
+static void test_gather_fault(void **state)
 {
 	(void)state;
 	struct machine *m = setup();
-	static const uint8_t gather[] = { 0x62, 0xf2, 0x7d, 0x49, 0x90, 0x04, 0x0f }; /* vpgatherdd zmm0{k1}, [rdi + zmm1] */
+	static const uint8_t gather[] = { 0x62, 0xf2, 0x7d, 0x49, 0x90, 0x04, 0x0f };  /* vpgatherdd zmm0{k1}, [rdi + zmm1] */
+	static const uint8_t scatter[] = { 0x62, 0xf2, 0x7d, 0x49, 0xa0, 0x04, 0x0f }; /* vpscatterdd [rdi + zmm1]{k1}, zmm0 */
+	uint8_t *xmm0 = m->s.xsave + XMM, *k1 = m->s.xsave + parts[5].offset + 8;
 	fill(m->s.xsave);
-	memcpy(m->ram + CODE, gather, sizeof(gather));
-	m->s.rip = CODE;
-	assert_int_equal(emu_step(&m->e), EMU_FAILED);
-	assert_int_equal(m->s.rip, CODE);
+	const int32_t index[4] = { 0, -8, 4, -4 };
+	memcpy(xmm0 + 16, index, sizeof(index));
+	const uint64_t mask = 0xf, left = 0xc, old = 0x5555555566666666;
+	memcpy(k1, &mask, 8);
+	memcpy(xmm0 + 8, &old, 8);
+	put(m, PAGES + PAGE - 8, 8, 0x1111111122222222);
+	put(m, PAGES + PAGE - 16, 8, 0x3333333344444444);
+	m->s.gpr[RDI] = PAGES + PAGE - 4;
+	assert_int_equal(step(m, gather, sizeof(gather)), HANDLER + 16 * VEC_PF);
+	assert_int_equal(m->s.cr2, PAGES + PAGE);
+	assert_memory_equal(k1, &left, 8);
+	assert_int_equal(*(const uint32_t *)xmm0, 0x11111111);
+	assert_int_equal(*(const uint32_t *)(xmm0 + 4), 0x33333333);
+	assert_memory_equal(xmm0 + 8, &old, 8);
+	memcpy(k1, &mask, 8);
+	memset(m->ram + PAGES, 0, PAGE);
+	assert_int_equal(step(m, scatter, sizeof(scatter)), HANDLER + 16 * VEC_PF);
+	assert_memory_equal(k1, &left, 8);
+	assert_int_equal(get(m, PAGES + PAGE - 4, 4), 0x11111111);
+	assert_int_equal(get(m, PAGES + PAGE - 12, 4), 0x33333333);
+	put(m, PT + PAGE + 8 * ((PAGES + PAGE) / PAGE), 8, 0x40000 | 7);
+	assert_int_equal(step(m, scatter, sizeof(scatter)), CODE + sizeof(scatter));
+	assert_int_equal(get(m, 0x40000, 4), 0x66666666);
+	assert_int_equal(get(m, PAGES + PAGE - 8, 4), 0x55555555);
 	teardown(m);
 }
 
@@ -488,7 +530,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_values),	   cmocka_unit_test(test_masked_faults),      cmocka_unit_test(test_exceptions),
 		cmocka_unit_test(test_two_pages),  cmocka_unit_test(test_not_there), cmocka_unit_test(test_compatibility_mode),
-		cmocka_unit_test(test_gather_refused),
+		cmocka_unit_test(test_gathers), cmocka_unit_test(test_gather_fault),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

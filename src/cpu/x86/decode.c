@@ -106,6 +106,15 @@ static bool is_avx512(const ZydisDecodedInstruction *zi)
 {
 	bool known = zi->meta.isa_set >= ZYDIS_ISA_SET_AVX512BW_128 && zi->meta.isa_set <= ZYDIS_ISA_SET_AVX512_VPOPCNTDQ_512;
 
+	switch (zi->meta.isa_set) { /* Xeon Phi's alone */
+	case ZYDIS_ISA_SET_AVX512PF_512:
+	case ZYDIS_ISA_SET_AVX512_4FMAPS_512:
+	case ZYDIS_ISA_SET_AVX512_4FMAPS_SCALAR:
+	case ZYDIS_ISA_SET_AVX512_4VNNIW_512:
+		return false;
+	default:
+		break;
+	}
 	if (zi->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX)
 		return known && zi->opcode_map <= ZYDIS_OPCODE_MAP_0F3A;
 	return known && zi->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX;

@@ -2,7 +2,7 @@
  * AVX-512: EVEX-encoded instructions and those on opmask registers, natively, where the guest's processor has them and the host's does.
  *
  * Elements of a memory operand that the mask excludes are neither read nor written and do not fault (SDM 1 15.6.4), so the instruction works on
- * a copy of what it may access. Gathers and scatters are not done.
+ * a copy of what it may access. Gathers and scatters, of which each element faults on its own, are done by hand.
  */
 #include "cpu/x86/exec.h"
 
@@ -124,6 +124,93 @@ static int run_memory(struct emu *e, const struct exec_entry *x, uint64_t next)
 	return r;
 }
 
+/* --- gathers and scatters --- */
+
+struct zmm {
+	uint8_t b[64];
+};
+
+/* Where the parts of a vector register are in s->xsave: XMM, the upper half of YMM, the upper half of ZMM; or all of it. */
+static void zmm_copy(struct emu *e, unsigned n, struct zmm *v, bool store)
+{
+	uint8_t *xs = e->s->xsave;
+	unsigned size, high = exec_component(e, XCR0_ZMM_HI256, &size), upper = exec_component(e, XCR0_HI16_ZMM, &size);
+	const struct {
+		unsigned area, offset, size;
+	} low[] = { { XS_XMM + 16 * n, 0, 16 }, { XS_YMMH + 16 * n, 16, 16 }, { high + 32 * n, 32, 32 } }, whole[] = { { upper + 64 * (n - 16), 0, 64 } };
+
+	for (unsigned i = 0; i < (n < 16 ? 3 : 1); i++) {
+		uint8_t *reg = xs + (n < 16 ? low[i].area : whole[i].area), *p = v->b + (n < 16 ? low[i].offset : whole[i].offset);
+		unsigned bytes = n < 16 ? low[i].size : whole[i].size;
+		memcpy(store ? reg : p, store ? p : reg, bytes);
+	}
+}
+
+/* What XSTATE_BV says is initial becomes zeros. */
+static void make_explicit(struct emu *e)
+{
+	uint8_t *xs = e->s->xsave;
+	uint64_t bv = load64(xs + XS_BV);
+
+	exec_fpu_normalise(e->s);
+	for (uint64_t bit = XCR0_OPMASK; bit <= XCR0_HI16_ZMM; bit <<= 1) {
+		unsigned size, offset = exec_component(e, bit, &size);
+		if (!(bv & bit))
+			memset(xs + offset, 0, size);
+	}
+	store64(xs + XS_BV, load64(xs + XS_BV) | XCR0_AVX512);
+}
+
+static void set_opmask(struct emu *e, unsigned n, uint64_t value)
+{
+	unsigned size;
+
+	store64(e->s->xsave + exec_component(e, XCR0_OPMASK, &size) + 8 * n, value);
+}
+
+/* VGATHERxxx, VPGATHERxx, VSCATTERxxx, VPSCATTERxx (SDM 2C): elements from the lowest up; those done before a fault stay done, and their mask bits
+ * are clear. */
+static int run_vsib(struct emu *e, const struct exec_entry *x)
+{
+	const struct x86_insn *in = &x->insn;
+	const uint8_t *p = in->bytes + in->opcode_off - 3;
+	const bool long_mode = in->mode == X86_MODE_64;
+	/* 90, 92: dword indices; 91, 93: qword; A0 to A3 scatter. W: qword elements. */
+	unsigned isize = in->opcode & 1 ? 8 : 4, size = p[1] & 0x80 ? 8 : 4, wider = isize > size ? isize : size;
+	unsigned n = (16u << (p[2] >> 5 & 3)) / wider, reg = in->reg, index_reg = (unsigned)in->index, k = p[2] & 7;
+	bool scatter = in->opcode >= 0xa0;
+	struct zmm data, index;
+
+	if (long_mode) {
+		reg |= p[0] & 0x10 ? 0 : 16;
+		index_reg |= p[2] & 0x08 ? 0 : 16;
+	}
+	make_explicit(e);
+	uint64_t mask = exec_opmask(e, k), base = (uint64_t)in->disp + (in->base >= 0 && in->base < 16 ? e->s->gpr[in->base] : 0);
+	zmm_copy(e, reg, &data, false);
+	zmm_copy(e, index_reg, &index, false);
+	int r = 0;
+	for (unsigned i = 0; i < n && !r; i++) {
+		if (!(mask >> i & 1))
+			continue;
+		uint64_t ix = 0;
+		memcpy(&ix, index.b + i * isize, isize);
+		uint64_t offset = (base + sign_extend(ix, isize) * in->scale) & size_mask(in->addrsize);
+		if (scatter)
+			r = emu_write(e, in->seg, offset, data.b + i * size, size);
+		else
+			r = emu_read(e, in->seg, offset, data.b + i * size, size);
+		if (!r)
+			mask &= ~(1ull << i);
+	}
+	set_opmask(e, k, r ? mask : 0);
+	if (!r)
+		memset(data.b + n * size, 0, sizeof(data.b) - n * size);
+	if (!scatter)
+		zmm_copy(e, reg, &data, true);
+	return r;
+}
+
 int exec_avx512(struct emu *e, const struct exec_entry *x, uint64_t next)
 {
 	int r = exec_fpu_check(e, FPU_EVEX);
@@ -133,7 +220,7 @@ int exec_avx512(struct emu *e, const struct exec_entry *x, uint64_t next)
 	if (!exec_has_avx512(e)) /* decoded before XCR0 changed */
 		return emu_raise(e, VEC_UD);
 	if (x->insn.vsib)
-		return emu_unsupported(e, "AVX-512 gather or scatter, which the emulator does not have");
+		return run_vsib(e, x);
 	if (x->insn.has_mem && !x->insn.mem_size)
 		return emu_unsupported(e, "AVX-512 instruction with a memory operand of unknown size");
 	exec_fpu_normalise(e->s);
