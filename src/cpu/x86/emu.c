@@ -524,7 +524,7 @@ bool emu_only_computes(struct emu *e)
 	const struct exec_entry *x = exec_lookup(e, &fault);
 	if (!x)
 		return false;
-	if (x->run == exec_native)
+	if (x->run == exec_native || x->run == exec_avx512)
 		return !x->insn.mem_written || x->insn.fpu;
 	return x->insn.map == MAP_1BYTE ? (x->insn.opcode & 0xf0) == 0x70 || x->insn.opcode == 0xeb || x->insn.opcode == 0xe9 :
 					  x->insn.map == MAP_0F && (x->insn.opcode & 0xf0) == 0x80;
