@@ -14,7 +14,7 @@
 
 enum { CODE = 0x5000, HANDLER = 0x6000, PAGES = 0x20000, PT = 0x102000, PAGE = 4096, XMM = 160, MXCSR = 24, BV = 512 };
 
-/* %rdi is the operand's address, %rcx an index from 0 to 7; %eax, %edx and %r9d operands. %k0 to %k7 are random. */
+/* %rdi is the operand's address, %rcx an index from 0 to 7; %eax, %edx and %r13d operands. %k0 to %k7 are random. */
 #define REGISTERS(I) \
 	I("vprord $7, %ymm1, %ymm2") I("vprord $16, %ymm17, %ymm30") I("vpermi2d %ymm3, %ymm20, %ymm9") I("vpaddd %ymm1, %ymm25, %ymm3") \
 	I("vpternlogd $0x96, %zmm4, %zmm21, %zmm31") I("vpternlogq $0xca, %xmm4, %xmm21, %xmm5{%k3}") I("vpaddq %zmm30, %zmm2, %zmm1{%k1}{z}") \
@@ -29,14 +29,14 @@ enum { CODE = 0x5000, HANDLER = 0x6000, PAGES = 0x20000, PT = 0x102000, PAGE = 4
 	I("valignd $3, %zmm1, %zmm2, %zmm3") I("vpermb %zmm1, %zmm2, %zmm3") I("vpshufb %zmm1, %zmm22, %zmm3{%k1}") I("vpsllvw %zmm1, %zmm2, %zmm3") \
 	I("vpsrad $5, %zmm31, %zmm30") I("vpsrlw %xmm1, %zmm2, %zmm3") I("vrndscaleps $1, %zmm1, %zmm2") I("vrcp14pd %zmm1, %zmm2") I("vgetexpps %zmm1, %zmm2") \
 	I("vfixupimmps $0, %zmm1, %zmm2, %zmm3") I("vpblendmd %zmm1, %zmm2, %zmm3{%k4}") I("vmovaps %zmm1, %zmm22{%k4}{z}") I("vmovss %xmm1, %xmm2, %xmm3{%k4}") \
-	I("vpbroadcastd %eax, %zmm20{%k1}") I("vpbroadcastq %r9, %ymm3") I("vpbroadcastb %edx, %zmm4{%k1}{z}") I("vmovd %eax, %xmm16") I("vmovd %xmm17, %edx") \
-	I("vmovq %xmm18, %r9") I("vmovq %rax, %xmm19") I("vpextrd $2, %xmm18, %eax") I("vpextrw $5, %xmm18, %r9d") I("vpextrb $9, %xmm18, %edx") \
-	I("vpextrq $1, %xmm28, %r9") I("vpinsrq $1, %rdx, %xmm28, %xmm3") I("vpinsrb $3, %r9d, %xmm28, %xmm31") I("vcvtsi2sd %rax, %xmm20, %xmm3") \
-	I("vcvtusi2ss %r9d, %xmm20, %xmm3") I("vcvttsd2usi %xmm20, %rdx") I("vcvtss2si {rd-sae}, %xmm20, %r9d") I("vpmovm2b %k3, %zmm4") \
+	I("vpbroadcastd %eax, %zmm20{%k1}") I("vpbroadcastq %r13, %ymm3") I("vpbroadcastb %edx, %zmm4{%k1}{z}") I("vmovd %eax, %xmm16") I("vmovd %xmm17, %edx") \
+	I("vmovq %xmm18, %r13") I("vmovq %rax, %xmm19") I("vpextrd $2, %xmm18, %eax") I("vpextrw $5, %xmm18, %r13d") I("vpextrb $9, %xmm18, %edx") \
+	I("vpextrq $1, %xmm28, %r13") I("vpinsrq $1, %rdx, %xmm28, %xmm3") I("vpinsrb $3, %r13d, %xmm28, %xmm31") I("vcvtsi2sd %rax, %xmm20, %xmm3") \
+	I("vcvtusi2ss %r13d, %xmm20, %xmm3") I("vcvttsd2usi %xmm20, %rdx") I("vcvtss2si {rd-sae}, %xmm20, %r13d") I("vpmovm2b %k3, %zmm4") \
 	I("vpmovd2m %zmm14, %k4") I("vpbroadcastmb2q %k5, %zmm6") I("vreduceps $3, %zmm1, %zmm2") I("vrangepd $2, %zmm1, %zmm2, %zmm3") \
 	I("vmovhlps %xmm16, %xmm17, %xmm18") I("vunpcklpd %zmm1, %zmm2, %zmm17{%k1}") I("vscalefps %zmm1, %zmm2, %zmm3") \
-	I("kmovw %k1, %k2") I("kmovw %eax, %k3") I("kmovw %k3, %edx") I("kmovb %k3, %eax") I("kmovd %r9d, %k7") I("kmovd %k7, %r9d") I("kmovq %rdx, %k1") \
-	I("kmovq %k2, %r9") I("kandw %k1, %k2, %k3") I("kandnq %k1, %k2, %k3") I("kord %k1, %k2, %k3") I("kxnorb %k1, %k2, %k3") I("kxorq %k4, %k4, %k5") \
+	I("kmovw %k1, %k2") I("kmovw %eax, %k3") I("kmovw %k3, %edx") I("kmovb %k3, %eax") I("kmovd %r13d, %k7") I("kmovd %k7, %r13d") I("kmovq %rdx, %k1") \
+	I("kmovq %k2, %r13") I("kandw %k1, %k2, %k3") I("kandnq %k1, %k2, %k3") I("kord %k1, %k2, %k3") I("kxnorb %k1, %k2, %k3") I("kxorq %k4, %k4, %k5") \
 	I("knotw %k6, %k7") I("kunpckdq %k1, %k2, %k3") I("kshiftlq $9, %k1, %k2") I("kshiftrb $3, %k1, %k2") I("kaddd %k1, %k2, %k3") \
 	I("kortestw %k1, %k1") I("kortestq %k1, %k2") I("kortestb %k0, %k3") I("ktestd %k1, %k2") I("ktestq %k4, %k4")
 
@@ -74,7 +74,7 @@ enum { CODE = 0x5000, HANDLER = 0x6000, PAGES = 0x20000, PT = 0x102000, PAGE = 4
 	I("vrcp14ps (%rdi), %zmm2{%k1}") I("vrndscalesd $1, (%rdi), %xmm1, %xmm2{%k1}") I("vgetmantps $1, (%rdi), %zmm2{%k1}") I("vgetexpsd (%rdi), %xmm1, %xmm2{%k1}") \
 	I("vfpclasspdz $1, (%rdi), %k1{%k2}") I("vfpclassss $1, (%rdi), %k1{%k2}") I("vcmppd $1, (%rdi), %zmm1, %k1{%k2}") I("vcmpss $1, (%rdi), %xmm1, %k1{%k2}") \
 	I("vpextrd $1, %xmm17, (%rdi)") I("vpextrb $1, %xmm17, (%rdi)") I("vpinsrw $1, (%rdi), %xmm17, %xmm2") I("vmovd (%rdi), %xmm17") I("vmovq %xmm17, (%rdi)") \
-	I("vcvtsi2sdq (%rdi), %xmm17, %xmm2") I("vcvtusi2ssl (%rdi), %xmm17, %xmm2") I("vcvttsd2usi (%rdi), %r9") I("vucomisd (%rdi), %xmm16") \
+	I("vcvtsi2sdq (%rdi), %xmm17, %xmm2") I("vcvtusi2ssl (%rdi), %xmm17, %xmm2") I("vcvttsd2usi (%rdi), %r13") I("vucomisd (%rdi), %xmm16") \
 	I("vshufps $1, (%rdi), %zmm1, %zmm2{%k1}") I("vshufi64x2 $1, (%rdi), %zmm1, %zmm2{%k1}") I("vpalignr $3, (%rdi), %zmm1, %zmm2{%k1}") \
 	I("valignq $3, (%rdi), %zmm1, %zmm2{%k1}") I("vpermilps (%rdi), %zmm1, %zmm2{%k1}") I("vpermilpd $1, (%rdi), %zmm2{%k1}") I("vpackssdw (%rdi), %zmm1, %zmm2{%k1}") \
 	I("vdbpsadbw $1, (%rdi), %zmm1, %zmm2{%k1}") I("vreduceps $3, (%rdi), %zmm2{%k1}") I("vrangess $3, (%rdi), %xmm1, %xmm2{%k1}") \
@@ -91,7 +91,7 @@ enum { CODE = 0x5000, HANDLER = 0x6000, PAGES = 0x20000, PT = 0x102000, PAGE = 4
 	I("vdpbf16ps (%rdi){1to16}, %zmm1, %zmm2{%k1}") I("vcvtneps2bf16 (%rdi), %ymm2{%k1}") I("vcvtne2ps2bf16 (%rdi), %zmm1, %zmm2{%k1}") \
 	I("vaddph (%rdi), %zmm1, %zmm2{%k1}") I("vaddph (%rdi){1to32}, %zmm1, %zmm2{%k1}") I("vaddsh (%rdi), %xmm1, %xmm2{%k1}") I("vmovsh %xmm1, (%rdi){%k1}") \
 	I("vmovsh (%rdi), %xmm1{%k1}") I("vmovw (%rdi), %xmm17") I("vmovw %xmm17, %eax") I("vcvtph2psx (%rdi), %zmm1{%k1}") I("vcvtph2pd (%rdi), %zmm1{%k1}") \
-	I("vfmaddcph (%rdi), %zmm1, %zmm2{%k1}") I("vfmaddcsh (%rdi), %xmm1, %xmm2{%k1}") I("vcvtsh2si (%rdi), %r9") I("vcvtusi2sh %r9, %xmm1, %xmm2") \
+	I("vfmaddcph (%rdi), %zmm1, %zmm2{%k1}") I("vfmaddcsh (%rdi), %xmm1, %xmm2{%k1}") I("vcvtsh2si (%rdi), %r13") I("vcvtusi2sh %r13, %xmm1, %xmm2") \
 	I("vcvtph2uw (%rdi), %zmm1{%k1}") I("vcvtph2qq (%rdi){1to8}, %zmm1{%k1}") I("vcmpph $1, (%rdi), %zmm1, %k3{%k1}")
 
 /* %zmm9 and %zmm25 have indices from 0 to 63. */
@@ -158,7 +158,7 @@ static struct native {
 	volatile bool running;
 	int trap; /* vector, or -1 */
 	uint64_t address;
-	uint64_t rax, rdx, r9, rflags;
+	uint64_t rax, rdx, r13, rflags;
 } native;
 
 static void on_trap(int sig, siginfo_t *info, void *context)
@@ -184,10 +184,10 @@ __attribute__((target("general-regs-only"), noinline)) static void run_native(co
 	native.running = true;
 	NATIVE("xsave64", native.host);
 	NATIVE("xrstor64", native.state);
-	__asm__ volatile("lea -128(%%rsp), %%rsp\n\tpush %6\n\tpopfq\n\tmov %2, %%r9\n\tcall *%7\n\tmov %%r9, %2\n\tpushfq\n\tpop %3\n\tlea 128(%%rsp), %%rsp"
-			 : "+a"(native.rax), "+d"(native.rdx), "+b"(native.r9), "=&r"(native.rflags)
+	__asm__ volatile("lea -128(%%rsp), %%rsp\n\tpush %6\n\tpopfq\n\tmov %2, %%r13\n\tcall *%7\n\tmov %%r13, %2\n\tpushfq\n\tpop %3\n\tlea 128(%%rsp), %%rsp"
+			 : "+a"(native.rax), "+d"(native.rdx), "+b"(native.r13), "=&r"(native.rflags)
 			 : "D"(mem), "c"(index), "r"(native.rflags), "r"(native.code)
-			 : "r9", "memory", "cc");
+			 : "r13", "memory", "cc");
 	NATIVE("xsave64", native.state);
 	NATIVE("xrstor64", native.host);
 	native.running = false;
@@ -278,7 +278,7 @@ static void compare(struct machine *m, const char *name, const uint8_t *insn, un
 	}
 	native.rax = rnd();
 	native.rdx = rnd();
-	native.r9 = rnd();
+	native.r13 = rnd();
 	native.rflags = flags | FL_IF;
 	memcpy(native.code, insn, len);
 	native.code[len] = 0xc3;
@@ -292,7 +292,7 @@ static void compare(struct machine *m, const char *name, const uint8_t *insn, un
 	s->cr2 = 0;
 	s->gpr[RAX] = native.rax;
 	s->gpr[RDX] = native.rdx;
-	s->gpr[R9] = native.r9;
+	s->gpr[R13] = native.r13;
 	s->gpr[RCX] = index;
 	s->gpr[RDI] = PAGES + offset;
 	s->gpr[RSP] = 0x8000;
@@ -312,7 +312,7 @@ static void compare(struct machine *m, const char *name, const uint8_t *insn, un
 	}
 	same_number(name, "rax", s->gpr[RAX], native.rax);
 	same_number(name, "rdx", s->gpr[RDX], native.rdx);
-	same_number(name, "r9", s->gpr[R9], native.r9);
+	same_number(name, "r13", s->gpr[R13], native.r13);
 	same_number(name, "rdi", s->gpr[RDI], PAGES + offset);
 	/* Conversions with a masked store may leave their flags in MXCSR before the store faults: the next attempt will. */
 	if (native.trap != VEC_PF)
