@@ -71,6 +71,9 @@ int x86_decode(const uint8_t *bytes, unsigned n, enum x86_mode mode, struct x86_
  * map number (5 and 6 too), ModRM.reg and rm lack the bits that only vector registers have. */
 int x86_decode_avx512(const uint8_t *bytes, unsigned n, enum x86_mode mode, struct x86_insn *out);
 
+/* Zydis' own answer once more, for what struct x86_insn leaves out; false if `in` is not of these decoders. */
+bool x86_decode_again(const struct x86_insn *in, ZydisDecodedInstruction *zi, ZydisDecodedOperand ops[ZYDIS_MAX_OPERAND_COUNT]);
+
 /* Which parts of its memory operand an AVX-512 instruction accesses (SDM 2A 2.7.3 to 2.7.6). */
 struct x86_evex {
 	uint8_t mask;	 /* opmask register whose bits choose them; 0: all are accessed */
