@@ -379,6 +379,12 @@ void guest_main(void)
 	syscalls();
 	section("SYSCALL: selectors from STAR alone");
 	stars();
+	section("SYSCALL from pages that the supervisor must not read"); /* whoever carries it out */
+	if (CPU_HAS(7, 0, 1, 20)) {
+		write_cr4(read_cr4() | 1 << 21);
+		stars();
+		write_cr4(read_cr4() & ~(1ull << 21));
+	}
 	if (section_unless("without EFER.SCE", "sce-any"))
 		no_sce();
 	sysrets();

@@ -10,6 +10,7 @@ struct rig {
 	unsigned index;
 	enum outcome outcome;
 	bool pass;			  /* answer 0 to stops */
+	bool pass_int3;			  /* to those of INT3 */
 	const struct accel_debugger *set; /* by the next write to PORT_CALL */
 	unsigned stops;
 	int pending; /* vector, or -1 */
@@ -31,7 +32,7 @@ static int on_exit(void *opaque, struct accel_exit *x)
 		r->why = x->debug.why;
 		r->index = x->debug.index;
 		r->stops++;
-		if (r->pass)
+		if (r->pass || (r->pass_int3 && r->why == ACCEL_STOP_INT3))
 			return 0;
 		r->outcome = STOP;
 		return 1;
@@ -270,6 +271,42 @@ static void test_exec_from_exit(void **state)
 	expect_stop(r, ACCEL_STOP_STEP, CODE + 6);
 }
 
+/* That a point was told counts only while the vCPU stands at it. */
+static void test_exec_again(void **state)
+{
+	struct rig *r = *state;
+	/* L: inc ebx; out PORT_CALL; call FAR; jmp L; at FAR: ret */
+	code(&r->m, CODE, "\xff\xc3\xe6\xf5\xe8\xf7\x3f\x00\x00\xeb\xf5", 11);
+	code(&r->m, FAR, "\xc3", 1);
+	start(r, CODE);
+	struct accel_debugger d = { .npoints = 1, .point = { { .kind = ACCEL_POINT_EXEC, .gva = FAR, .len = 1 } } };
+	need_points(r, &d);
+	expect_stop(r, ACCEL_STOP_EXEC, FAR);
+	debug(r, &nothing);
+	r->set = &d;
+	expect_stop(r, ACCEL_STOP_EXEC, FAR);
+	assert_int_equal(gpr(&r->m, RBX), 2);
+	/* Nor where the debugger goes on elsewhere. */
+	static struct x86_state s;
+	get_state(&r->m, &s);
+	s.rip = CODE + 4;
+	r->m.ops->vcpu_set_state(r->m.cpu, &s);
+	expect_stop(r, ACCEL_STOP_EXEC, FAR);
+	assert_int_equal(gpr(&r->m, RBX), 2);
+}
+
+/* An INT3 that the debugger leaves to the guest is a step like others. */
+static void test_step_int3_passed(void **state)
+{
+	struct rig *r = *state;
+	code(&r->m, CODE, "\xcc\xe6\xf4", 3);
+	start(r, CODE);
+	debug(r, &(struct accel_debugger){ .trap_int3 = true, .step = true });
+	r->pass_int3 = true;
+	expect_stop(r, ACCEL_STOP_STEP, HANDLERS + VEC_BP * 16);
+	assert_int_equal(r->stops, 2);
+}
+
 static void test_data(void **state)
 {
 	struct rig *r = *state;
@@ -412,8 +449,8 @@ static void test_step_hlt(void **state)
 	WITH(test_step, name), WITH(test_step_flags, name), WITH(test_int3, name), WITH(test_step_int3, name), WITH(test_exec, name), \
 		WITH(test_exec_from_exit, name), WITH(test_step_devices, name), WITH(test_step_rdmsr, name)
 #define TESTS(name)                                                                                                                   \
-	CHIP_TESTS(name), WITH(test_data, name), WITH(test_data_string, name), WITH(test_no_irq, name), WITH(test_irq_under_way, name), \
-		WITH(test_step_hlt, name)
+	CHIP_TESTS(name), WITH(test_exec_again, name), WITH(test_step_int3_passed, name), WITH(test_data, name), WITH(test_data_string, name), \
+		WITH(test_no_irq, name), WITH(test_irq_under_way, name), WITH(test_step_hlt, name)
 
 int main(void)
 {

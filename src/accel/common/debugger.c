@@ -47,6 +47,13 @@ static bool stop(struct accel_exit *x, enum accel_stop why, unsigned points)
 	return true;
 }
 
+void debugger_begin(struct debugger *d, const struct emu *e)
+{
+	/* Elsewhere, or without the point: it is to be told when it comes there again. */
+	if (d->skip && (d->skip_rip != e->s->rip || !(emu_debug_exec(e) & EMU_POINTS_DEBUGGER)))
+		d->skip = false;
+}
+
 bool debugger_before(struct debugger *d, const struct emu *e, struct accel_exit *x)
 {
 	unsigned points = emu_debug_exec(e) & EMU_POINTS_DEBUGGER;

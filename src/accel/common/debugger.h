@@ -17,7 +17,7 @@
 
 struct debugger {
 	struct accel_debugger want;
-	bool armed; /* it wants anything: only then are the others called */
+	bool armed; /* it wants anything: only then are the others called, but for debugger_begin */
 	bool skip;  /* it was told of the point at skip_rip */
 	uint64_t skip_rip;
 };
@@ -28,6 +28,8 @@ int debugger_check(const struct accel_debugger *want);
 void debugger_set(struct debugger *d, const struct accel_debugger *want);
 /* Tell an emulator of them; it calls its debug_changed. */
 void debugger_apply(const struct debugger *d, struct emu *e);
+/* A run begins. Called whether `armed` or not. */
+void debugger_begin(struct debugger *d, const struct emu *e);
 /* Before an instruction. True: leave with *x instead. */
 bool debugger_before(struct debugger *d, const struct emu *e, struct accel_exit *x);
 /* After emu_step returned `r`. True: leave with *x. */

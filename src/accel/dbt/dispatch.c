@@ -111,7 +111,9 @@ static int debug_after(struct dbt_vcpu *v, enum emu_result r)
 	if (k || r != EMU_INT3)
 		return k;
 	r = debugger_pass_int3(&v->emu);
-	return r == EMU_SHUTDOWN || r == EMU_FAILED ? fail(v, r) : 0;
+	if (r == EMU_SHUTDOWN || r == EMU_FAILED)
+		return fail(v, r);
+	return debugger_delivered(&v->debugger, &v->emu, &x) ? debug_leave(v, &x) : 0;
 }
 
 /* One instruction by the emulator. 0 or what vcpu_run returns. */
@@ -484,6 +486,7 @@ int dbt_run(struct dbt_vcpu *v)
 	if (!v->has_run)
 		first_run(v);
 	dbt_flags_split(v);
+	debugger_begin(&v->debugger, &v->emu);
 	v->io_stop = false; /* a shutdown while an event was delivered leaves it set */
 	int stop = 0;
 	uint32_t from_link = 0;	   /* link to patch when the next block is found */

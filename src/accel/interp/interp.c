@@ -346,6 +346,7 @@ static inline bool wants_attention(struct accel_vcpu *v)
 
 static int interp_vcpu_run(struct accel_vcpu *v)
 {
+	debugger_begin(&v->debugger, &v->emu);
 	for (;;) {
 		int rc = 0;
 

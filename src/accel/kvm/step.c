@@ -224,6 +224,29 @@ enum how {
 	HOW_DEBUG,  /* a debugger steps */
 };
 
+/* A KVM that interprets ring 0 and gave up on this instruction will give up on its like that follow: vector code comes in long runs, and each exit
+ * costs as much as a thousand instructions of our emulator. So go on as long as that is sure to be KVM's business no more: not into ring 3, not past
+ * an interrupt, and not over a store that could be to a page table, whose shadow only KVM's own stores keep true. */
+static enum emu_result go_on(struct kvm_step *step)
+{
+	enum { MAX = 4096 };
+	struct accel_vcpu *v = step->v;
+	const struct accel_irq_source *irq = &v->config.irq;
+	enum emu_result result = EMU_OK;
+	for (unsigned i = 0; i < MAX && result == EMU_OK && !step->exit_rc && !step->s.cpl && emu_only_computes(&step->emu); i++) {
+		if (atomic_load(&v->request) || (irq->pending && irq->pending(irq->opaque)))
+			break;
+		result = emu_step(&step->emu);
+		v->insns_stepped++;
+	}
+	return result;
+}
+
+static bool may_go_on(const struct accel_vcpu *v)
+{
+	return atomic_load(&v->vm->syscall_lost) == KVM_SYSCALL_LOST && !kvm_has_lapic(v->vm) && !v->debugger.armed;
+}
+
 /* *done false: it needs what only KVM has, and nothing was changed. */
 static int run(struct accel_vcpu *v, enum how how, bool *done)
 {
@@ -257,6 +280,8 @@ static int run(struct accel_vcpu *v, enum how how, bool *done)
 		return 0;
 	}
 	v->insns_stepped++;
+	if (how == HOW_FAILED && result == EMU_OK && may_go_on(v))
+		result = go_on(step);
 	if (result == EMU_FAILED) {
 		r = accel_leave_failed(leave_op, step, &step->emu);
 		return r ? r : -EIO;

@@ -155,7 +155,7 @@ bool kvm_syscall_undo(struct emu *e)
 {
 	struct x86_state *s = e->s;
 	uint64_t frame[FRAME_WORDS];
-	uint8_t insn[2];
+	uint8_t insn[2] = { 0 };
 	const uint64_t user_flags = FL_STATUS | FL_DF | FL_TF | FL_NT | FL_AC | FL_ID;
 
 	if (s->cpl || !x86_code64(s) || emu_lin_read(e, s->gpr[RSP], frame, sizeof(frame), true))
@@ -163,13 +163,15 @@ bool kvm_syscall_undo(struct emu *e)
 	if (frame[FRAME_RIP] != s->lstar || (frame[FRAME_CS] & 3) != 3 || !(frame[FRAME_ERROR] & PF_U) || (frame[FRAME_ERROR] & (PF_W | PF_RSVD)) ||
 	    (frame[FRAME_RFLAGS] & s->sfmask & ~(uint64_t)FL_RF))
 		return false;
-	if (emu_lin_read(e, s->gpr[RCX] - 2, insn, 2, false) || insn[0] != 0x0f || insn[1] != 0x05)
+	s->cpl = 3; /* SMAP keeps the handler from reading what the user runs */
+	if (emu_lin_read(e, s->gpr[RCX] - 2, insn, 2, false) || insn[0] != 0x0f || insn[1] != 0x05) {
+		s->cpl = 0;
 		return false;
+	}
 	s->rip = s->gpr[RCX] - 2;
 	s->gpr[RSP] = frame[FRAME_RSP];
 	s->rflags = (s->gpr[R11] & user_flags) | FL_IF | FL_FIXED;
 	s->seg[SREG_CS] = user_segment(frame[FRAME_CS], SEG_CODE | SEG_L);
 	s->seg[SREG_SS] = user_segment(frame[FRAME_SS], SEG_DB);
-	s->cpl = 3;
 	return true;
 }

@@ -101,6 +101,16 @@ static const uint8_t isa_sets[ZYDIS_ISA_SET_MAX_VALUE + 1] = {
 	[ZYDIS_ISA_SET_XSAVES] = ISA_OK | ISA_FPU,
 };
 
+/* AVX-512's: EVEX encodings and those on opmask registers. */
+static bool is_avx512(const ZydisDecodedInstruction *zi)
+{
+	bool known = zi->meta.isa_set >= ZYDIS_ISA_SET_AVX512BW_128 && zi->meta.isa_set <= ZYDIS_ISA_SET_AVX512_VPOPCNTDQ_512;
+
+	if (zi->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX)
+		return known && zi->opcode_map <= ZYDIS_OPCODE_MAP_0F3A;
+	return known && zi->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX;
+}
+
 /* Members of FPU instruction sets that touch no FPU state. */
 static bool insn_is_integer(ZydisMnemonic m)
 {
@@ -201,13 +211,14 @@ static void decode_prefixes(const uint8_t *bytes, enum x86_mode mode, const Zydi
 		}
 		p->rex = 0;
 	}
-	if (zi->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX) {
+	if (zi->encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY) {
 		if (bytes[i] == 0xc5) {
 			p->rex = 0x40 | (bytes[i + 1] & 0x80 ? 0 : 4);
 			i += 2;
 		} else {
+			/* EVEX has R, X, B and W where VEX has them. */
 			p->rex = 0x40 | ((~bytes[i + 1] >> 5) & 7) | (bytes[i + 2] & 0x80 ? 8 : 0);
-			i += 3;
+			i += zi->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX ? 4 : 3;
 		}
 		if (mode != X86_MODE_64)
 			p->rex &= 0x48;
@@ -247,6 +258,15 @@ static void decode_address(const ZydisDecodedInstruction *zi, const struct prefi
 	if (index != 4 || out->vsib)
 		out->index = index;
 	out->scale = 1 << zi->raw.sib.scale;
+}
+
+/* Displacements of one byte count in operand sizes (SDM 2A 2.7.5), which Zydis resolves. */
+static int64_t evex_disp(const ZydisDecodedInstruction *zi, const ZydisDecodedOperand *ops)
+{
+	for (unsigned i = 0; i < zi->operand_count; i++)
+		if (ops[i].type == ZYDIS_OPERAND_TYPE_MEMORY)
+			return ops[i].mem.disp.value;
+	return 0;
 }
 
 static bool insn_address_only(ZydisMnemonic m)
@@ -428,6 +448,14 @@ static void decode_flags(const ZydisDecodedInstruction *zi, struct x86_insn *out
 	case ZYDIS_MNEMONIC_VTESTPD:
 	case ZYDIS_MNEMONIC_VPTEST:
 	case ZYDIS_MNEMONIC_PTEST:
+	case ZYDIS_MNEMONIC_KORTESTB:
+	case ZYDIS_MNEMONIC_KORTESTW:
+	case ZYDIS_MNEMONIC_KORTESTD:
+	case ZYDIS_MNEMONIC_KORTESTQ:
+	case ZYDIS_MNEMONIC_KTESTB:
+	case ZYDIS_MNEMONIC_KTESTW:
+	case ZYDIS_MNEMONIC_KTESTD:
+	case ZYDIS_MNEMONIC_KTESTQ:
 		out->flags_killed = FL_STATUS;
 		return;
 	case ZYDIS_MNEMONIC_MOV: /* CR and DR forms: undefined by the manual, unchanged in practice */
@@ -471,7 +499,7 @@ static bool is_escape(const struct x86_insn *in)
 	return in->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && in->map == MAP_1BYTE && (in->opcode & 0xf8) == 0xd8;
 }
 
-int x86_decode(const uint8_t *bytes, unsigned n, enum x86_mode mode, struct x86_insn *out)
+static int decode(const uint8_t *bytes, unsigned n, enum x86_mode mode, bool avx512, struct x86_insn *out)
 {
 	ZydisDecoderContext context;
 	ZydisDecodedInstruction zi;
@@ -486,9 +514,14 @@ int x86_decode(const uint8_t *bytes, unsigned n, enum x86_mode mode, struct x86_
 		return decode_status(status, n);
 	uint8_t isa = isa_sets[zi.meta.isa_set];
 	bool hypercall = zi.mnemonic == ZYDIS_MNEMONIC_VMCALL || zi.mnemonic == ZYDIS_MNEMONIC_VMMCALL;
-	if (!((isa & ISA_OK) || hypercall) || zi.opcode_map > ZYDIS_OPCODE_MAP_0F3A ||
-	    (zi.encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY && zi.encoding != ZYDIS_INSTRUCTION_ENCODING_VEX))
+	if (avx512) {
+		if (!is_avx512(&zi))
+			return -EILSEQ;
+		isa = ISA_OK | ISA_FPU;
+	} else if (!((isa & ISA_OK) || hypercall) || zi.opcode_map > ZYDIS_OPCODE_MAP_0F3A ||
+		   (zi.encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY && zi.encoding != ZYDIS_INSTRUCTION_ENCODING_VEX)) {
 		return -EILSEQ;
+	}
 	if (!ZYAN_SUCCESS(ZydisDecoderDecodeOperands(decoder, &context, &zi, ops, zi.operand_count)))
 		return -EILSEQ;
 
@@ -500,6 +533,7 @@ int x86_decode(const uint8_t *bytes, unsigned n, enum x86_mode mode, struct x86_
 	out->map = (uint8_t)zi.opcode_map;
 	out->opcode = zi.opcode;
 	out->encoding = (uint8_t)zi.encoding;
+	out->avx512 = avx512;
 	out->opsize = zi.operand_width / 8;
 	out->addrsize = zi.address_width / 8;
 	out->lock = zi.attributes & ZYDIS_ATTRIB_HAS_LOCK;
@@ -527,6 +561,8 @@ int x86_decode(const uint8_t *bytes, unsigned n, enum x86_mode mode, struct x86_
 	if (out->has_mem) {
 		if (out->has_modrm) {
 			decode_address(&zi, &p, out);
+			if (avx512)
+				out->disp = evex_disp(&zi, ops);
 		} else {
 			out->disp = zi.raw.disp.value;
 			out->scale = 1;
@@ -536,6 +572,108 @@ int x86_decode(const uint8_t *bytes, unsigned n, enum x86_mode mode, struct x86_
 	out->seg = p.seg != SREG_COUNT ? p.seg : out->base == RSP || out->base == RBP ? SREG_SS : SREG_DS;
 	decode_flags(&zi, out);
 	return 0;
+}
+
+int x86_decode(const uint8_t *bytes, unsigned n, enum x86_mode mode, struct x86_insn *out)
+{
+	return decode(bytes, n, mode, false, out);
+}
+
+int x86_decode_avx512(const uint8_t *bytes, unsigned n, enum x86_mode mode, struct x86_insn *out)
+{
+	return decode(bytes, n, mode, true, out);
+}
+
+/* The exception classes that access all of a masked operand (SDM 2A 2.8, "no fault suppression"). */
+static bool suppresses_faults(const ZydisDecodedInstruction *zi)
+{
+	switch (zi->mnemonic) { /* Zydis takes these for E4, the manual and processors do not */
+	case ZYDIS_MNEMONIC_VCVTNE2PS2BF16:
+	case ZYDIS_MNEMONIC_VDBPSADBW:
+	case ZYDIS_MNEMONIC_VGF2P8AFFINEQB:
+	case ZYDIS_MNEMONIC_VGF2P8AFFINEINVQB:
+	case ZYDIS_MNEMONIC_VPMULTISHIFTQB:
+		return false;
+	default:
+		break;
+	}
+	switch (zi->meta.exception_class) {
+	case ZYDIS_EXCEPTION_CLASS_E1:
+	case ZYDIS_EXCEPTION_CLASS_E2:
+	case ZYDIS_EXCEPTION_CLASS_E3:
+	case ZYDIS_EXCEPTION_CLASS_E4:
+	case ZYDIS_EXCEPTION_CLASS_E5:
+	case ZYDIS_EXCEPTION_CLASS_E6:
+	case ZYDIS_EXCEPTION_CLASS_E10:
+	case ZYDIS_EXCEPTION_CLASS_E11:
+		return true;
+	default:
+		return false;
+	}
+}
+
+static bool is_packed(ZydisMnemonic m)
+{
+	switch (m) {
+	case ZYDIS_MNEMONIC_VCOMPRESSPS:
+	case ZYDIS_MNEMONIC_VCOMPRESSPD:
+	case ZYDIS_MNEMONIC_VPCOMPRESSB:
+	case ZYDIS_MNEMONIC_VPCOMPRESSW:
+	case ZYDIS_MNEMONIC_VPCOMPRESSD:
+	case ZYDIS_MNEMONIC_VPCOMPRESSQ:
+	case ZYDIS_MNEMONIC_VEXPANDPS:
+	case ZYDIS_MNEMONIC_VEXPANDPD:
+	case ZYDIS_MNEMONIC_VPEXPANDB:
+	case ZYDIS_MNEMONIC_VPEXPANDW:
+	case ZYDIS_MNEMONIC_VPEXPANDD:
+	case ZYDIS_MNEMONIC_VPEXPANDQ:
+		return true;
+	default:
+		return false;
+	}
+}
+
+void x86_evex(const struct x86_insn *in, struct x86_evex *out)
+{
+	ZydisDecoderContext context;
+	ZydisDecodedInstruction zi;
+	ZydisDecodedOperand ops[ZYDIS_MAX_OPERAND_COUNT];
+	unsigned widest = 1, memory = 1;
+
+	memset(out, 0, sizeof(*out));
+	if (!ZYAN_SUCCESS(ZydisDecoderDecodeInstruction(&decoders[in->mode], &context, in->bytes, in->len, &zi)) ||
+	    !ZYAN_SUCCESS(ZydisDecoderDecodeOperands(&decoders[in->mode], &context, &zi, ops, zi.operand_count)))
+		return;
+	out->aligned = zi.meta.exception_class == ZYDIS_EXCEPTION_CLASS_E1 || zi.meta.exception_class == ZYDIS_EXCEPTION_CLASS_E1NF;
+	out->whole = zi.encoding != ZYDIS_INSTRUCTION_ENCODING_EVEX || !suppresses_faults(&zi);
+	if (zi.encoding != ZYDIS_INSTRUCTION_ENCODING_EVEX || (out->whole && !in->mem_written))
+		return;
+	out->mask = in->bytes[in->opcode_off - 1] & 7;
+	out->packed = is_packed(zi.mnemonic);
+	for (unsigned i = 0; i < zi.operand_count; i++) {
+		unsigned size = ops[i].element_size / 8;
+		bool vector = ops[i].type == ZYDIS_OPERAND_TYPE_REGISTER && ops[i].reg.value >= ZYDIS_REGISTER_XMM0 &&
+			      ops[i].reg.value <= ZYDIS_REGISTER_ZMM31;
+		if (ops[i].type == ZYDIS_OPERAND_TYPE_MEMORY)
+			memory = size ? size : 1;
+		else if (vector && i == 0)
+			widest = size ? size : 1;
+	}
+	if (memory > widest)
+		widest = memory;
+	unsigned lanes = zi.avx.vector_length / 8 / widest;
+	if (zi.avx.broadcast.mode == ZYDIS_BROADCAST_MODE_INVALID) {
+		/* Sums of products name the factors as elements: the mask is for the sums. */
+		out->element = in->mem_size == zi.avx.vector_length / 8u ? (uint8_t)widest : (uint8_t)memory;
+		out->count = out->lanes = in->mem_size / out->element;
+	} else {
+		/* Parts of several elements that are repeated are masked by element. */
+		out->element = zi.avx.broadcast.is_static ? (uint8_t)widest : in->mem_size;
+		out->count = in->mem_size / out->element;
+		out->lanes = (uint8_t)lanes;
+	}
+	if (!out->count)
+		out->mask = 0;
 }
 
 static void vectors_operand(const ZydisDecodedOperand *op, struct x86_vectors *out)

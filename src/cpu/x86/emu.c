@@ -519,3 +519,17 @@ enum emu_result emu_step(struct emu *e)
 	}
 	return e->stop && result == EMU_OK ? EMU_STOP : result;
 }
+
+bool emu_only_computes(struct emu *e)
+{
+	int fault;
+	if (e->s->shadow != SHADOW_NONE || e->s->rflags & FL_TF || e->debug.active)
+		return false;
+	const struct exec_entry *x = exec_lookup(e, &fault);
+	if (!x)
+		return false;
+	if (x->run == exec_native)
+		return !x->insn.mem_written || x->insn.fpu;
+	return x->insn.map == MAP_1BYTE ? (x->insn.opcode & 0xf0) == 0x70 || x->insn.opcode == 0xeb || x->insn.opcode == 0xe9 :
+					  x->insn.map == MAP_0F && (x->insn.opcode & 0xf0) == 0x80;
+}

@@ -125,6 +125,8 @@ void emu_destroy(struct emu *e);
 /* Execute the instruction at CS:RIP. Clears/sets the interrupt shadow and RF, delivers #DB for TF. Does not look for
  * interrupts. The guest's FPU state is read from and written to s->xsave. */
 enum emu_result emu_step(struct emu *e);
+/* Whether the instruction at CS:RIP does no more than load, compute, jump nearby, and store vector or x87 registers. May fetch it, which sets A bits. */
+bool emu_only_computes(struct emu *e);
 
 /* Deliver an external interrupt, NMI (vector 2) or exception through the IDT/IVT. Wakes from HLT. EMU_OK or EMU_SHUTDOWN (fault,
  * double fault, triple fault rules of SDM 3A 6.15). For exceptions `error` counts if has_error. */

@@ -326,6 +326,8 @@ static uint8_t fpu_class(const struct x86_insn *in, const struct x86_vectors *v)
 {
 	bool vec = v->read | v->written;
 
+	if (in->avx512)
+		return FPU_EVEX;
 	if (in->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX)
 		return in->fpu ? FPU_VEX : FPU_VEX_GPR;
 	if (!in->fpu)
@@ -353,7 +355,7 @@ static int fill_entry(struct emu *e, struct exec_entry *x)
 	struct x86_vectors v;
 	const struct x86_insn *in = &x->insn;
 
-	x->run = emu_handler(in);
+	x->run = in->avx512 ? exec_avx512 : emu_handler(in);
 	if (!x->run)
 		return emu_raise(e, VEC_UD);
 	x86_vectors(in, &v);
@@ -365,7 +367,9 @@ static int fill_entry(struct emu *e, struct exec_entry *x)
 	x->bit_string = is_bit_string(in);
 	x->vex_written = v.vex ? (uint16_t)v.written : 0;
 	x->stub = NULL;
-	if (x->run == exec_native && make_stub(e->exec, x, &v))
+	if (in->avx512)
+		x86_evex(in, &x->evex);
+	if ((x->run == exec_native || (in->avx512 && !in->vsib)) && make_stub(e->exec, x, &v))
 		return emu_unsupported(e, "instruction without a native form");
 	x->mask[0] = size_mask(in->len);
 	x->mask[1] = in->len > 8 ? size_mask(in->len - 8u) : 0;
@@ -388,6 +392,8 @@ static struct exec_entry *lookup_slow(struct emu *e, struct exec_entry *x, enum 
 	/* Of what this entry held nothing is valid any more. */
 	x->key = 0;
 	int r = x86_decode(bytes, n, mode, &x->insn);
+	if (r == -EILSEQ && exec_has_avx512(e))
+		r = x86_decode_avx512(bytes, n, mode, &x->insn);
 	if (r == -ENODATA) {
 		/* It goes on where nothing can be fetched. */
 		if (emu_fetch(e, n, bytes, 1))
@@ -471,12 +477,15 @@ int exec_fpu_check(struct emu *e, enum exec_fpu fpu)
 		return (s->cr0 & (CR0_MP | CR0_TS)) == (CR0_MP | CR0_TS) ? emu_raise(e, VEC_NM) : 0;
 	case FPU_VEX_GPR:
 	case FPU_VEX:
+	case FPU_EVEX:
 		/* No VEX in real and virtual-8086 mode (SDM 2A 2.3.1). */
 		if (!x86_protected(s) || (s->rflags & FL_VM))
 			return emu_raise(e, VEC_UD);
 		if (fpu == FPU_VEX_GPR)
 			return 0;
 		if (!(s->cr4 & CR4_OSXSAVE) || (s->xcr0 & (XCR0_SSE | XCR0_AVX)) != (XCR0_SSE | XCR0_AVX))
+			return emu_raise(e, VEC_UD);
+		if (fpu == FPU_EVEX && (s->xcr0 & XCR0_AVX512) != XCR0_AVX512)
 			return emu_raise(e, VEC_UD);
 		break;
 	case FPU_SSE:
@@ -559,6 +568,21 @@ NO_FPU static uint64_t call_stub_x87(struct emu *e, const struct exec_entry *x, 
 	return flags;
 }
 
+/* AVX-512: all vector registers are loaded and saved, and what the host does not expect in use is put into its initial state. */
+NO_FPU static uint64_t call_stub_evex(struct emu *e, const struct exec_entry *x, void *mem)
+{
+	static const alignas(64) uint8_t initial[X86_XSAVE_SIZE] = { [XS_MXCSR] = MXCSR_DEFAULT & 0xff, [XS_MXCSR + 1] = MXCSR_DEFAULT >> 8 };
+	uint8_t *area = e->s->xsave;
+	uint32_t components = XCR0_SSE | XCR0_AVX | XCR0_AVX512;
+
+	xrstor(area, components);
+	uint64_t flags = call_stub(e, x, mem);
+	xsave(area, components);
+	area[XS_BV] |= components;
+	xrstor(initial, components);
+	return flags;
+}
+
 /* A faulting SSE instruction leaves its sticky bits in MXCSR (SDM 1 11.5.1). */
 NO_FPU static void recover_vectors(struct emu *e, const struct exec_entry *x)
 {
@@ -581,6 +605,9 @@ static int call_native(struct emu *e, const struct exec_entry *x, void *mem)
 	case FPU_MIXED:
 		flags = call_stub_x87(e, x, mem);
 		break;
+	case FPU_EVEX:
+		flags = call_stub_evex(e, x, mem);
+		break;
 	default:
 		flags = call_stub(e, x, mem);
 	}
@@ -593,6 +620,11 @@ static int call_native(struct emu *e, const struct exec_entry *x, void *mem)
 		exec_zero_above_ymm(e, x->vex_written);
 	s->rflags = (s->rflags & ~(uint64_t)x->flags) | (flags & x->flags);
 	return 0;
+}
+
+int exec_stub(struct emu *e, const struct exec_entry *x, void *mem)
+{
+	return call_native(e, x, mem);
 }
 
 /* --- memory operands --- */

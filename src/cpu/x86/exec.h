@@ -25,7 +25,7 @@ enum exec_result {
 
 enum { EXEC_ENTRIES = 32768, EXEC_SLOT = 320, EXEC_BOUNCE = 256 };
 
-enum exec_fpu { FPU_NONE, FPU_X87, FPU_WAIT, FPU_MMX, FPU_SSE, FPU_VEX, FPU_VEX_GPR, FPU_MIXED };
+enum exec_fpu { FPU_NONE, FPU_X87, FPU_WAIT, FPU_MMX, FPU_SSE, FPU_VEX, FPU_VEX_GPR, FPU_MIXED, FPU_EVEX };
 
 struct exec_entry;
 typedef int (*exec_run)(struct emu *e, const struct exec_entry *x, uint64_t next);
@@ -44,6 +44,7 @@ struct exec_entry {
 	bool rbx_saved;	 /* the stub has RBX on its stack */
 	uint16_t vex_written; /* vector registers that a VEX stub stores */
 	bool bit_string; /* BT m, r: reaches beyond its operand */
+	struct x86_evex evex; /* FPU_EVEX */
 	struct x86_insn insn;
 };
 
@@ -54,6 +55,7 @@ struct emu_exec {
 	/* Written by the signal handler on the same thread. */
 	bool rbx_saved;	    /* the running stub has RBX on its stack */
 	volatile int trap;  /* x86 vector of the host fault, or -1 */
+	uint8_t avx512;	    /* evex.c: whether the host can run the guest's; 0 not known yet */
 	alignas(64) uint8_t bounce[EXEC_BOUNCE + 64];
 };
 
@@ -62,6 +64,8 @@ struct emu_exec {
 const struct exec_entry *exec_lookup(struct emu *e, int *result);
 /* Handler of data instructions. */
 int exec_native(struct emu *e, const struct exec_entry *x, uint64_t next);
+/* Run the stub on the operand at `mem`: 0, or the guest's exception. */
+int exec_stub(struct emu *e, const struct exec_entry *x, void *mem);
 /* #UD, #NM as the FPU control bits say for this class (SDM 3A table 2-2 and following, 3A 13.1). */
 int exec_fpu_check(struct emu *e, enum exec_fpu fpu);
 /* Make every component of s->xsave explicit: XSTATE_BV says 7 and the bytes are the registers. */
@@ -69,6 +73,15 @@ void exec_fpu_normalise(struct x86_state *s);
 
 /* Bits 511:256 of these vector registers are zero, as after any VEX instruction that writes them (SDM 1 14.1.3). */
 void exec_zero_above_ymm(struct emu *e, uint16_t regs);
+
+/* --- evex.c --- */
+/* Whether AVX-512 is on for this guest, and the host computes with it. */
+bool exec_has_avx512(struct emu *e);
+/* Handler of AVX-512's data instructions. */
+int exec_avx512(struct emu *e, const struct exec_entry *x, uint64_t next);
+/* xsave.c: an opmask register; where component `bit` of AVX-512's lies in s->xsave, *size 0 if nowhere. */
+uint64_t exec_opmask(const struct emu *e, unsigned n);
+unsigned exec_component(const struct emu *e, uint64_t bit, unsigned *size);
 
 /* --- emu.c: which handler runs an instruction; NULL for #UD --- */
 exec_run emu_handler(const struct x86_insn *in);

@@ -27,7 +27,8 @@ struct x86_insn {
 	uint8_t mode;	   /* enum x86_mode */
 	uint8_t map;	   /* enum x86_map */
 	uint8_t opcode;	   /* last opcode byte */
-	uint8_t encoding;  /* ZydisInstructionEncoding: LEGACY or VEX (EVEX, XOP, 3DNOW, MVEX are refused: #UD) */
+	uint8_t encoding;  /* ZydisInstructionEncoding: LEGACY or VEX (XOP, 3DNOW, MVEX are refused: #UD; EVEX: x86_decode_avx512) */
+	bool avx512;	   /* EVEX, or VEX on opmask registers: of x86_decode_avx512 only */
 	uint8_t opsize;	   /* operand size in bytes: 1 for byte forms (AL, r/m8), else 2, 4, 8 (effective, default-64 considered) */
 	uint8_t addrsize;  /* address size in bytes: 2, 4, 8 */
 	uint8_t rep;	   /* 0, 0xf2 or 0xf3: the prefix as written, also where it is a mandatory one */
@@ -66,6 +67,22 @@ struct x86_insn {
  * Decode errors never read past bytes[n]. */
 int x86_decode(const uint8_t *bytes, unsigned n, enum x86_mode mode, struct x86_insn *out);
 
+/* The same for AVX-512: EVEX encodings and VEX-encoded instructions on opmask registers, which x86_decode refuses, and no others. `map` is the EVEX
+ * map number (5 and 6 too), ModRM.reg and rm lack the bits that only vector registers have. */
+int x86_decode_avx512(const uint8_t *bytes, unsigned n, enum x86_mode mode, struct x86_insn *out);
+
+/* Which parts of its memory operand an AVX-512 instruction accesses (SDM 2A 2.7.3 to 2.7.6). */
+struct x86_evex {
+	uint8_t mask;	 /* opmask register whose bits choose them; 0: all are accessed */
+	uint8_t element; /* bytes of one element in memory */
+	uint8_t count;	 /* elements in memory */
+	uint8_t lanes;	 /* bits of the mask that count: bit i is for element i modulo count */
+	bool packed;	 /* compress, expand: the first elements, as many as there are bits */
+	bool aligned;	 /* #GP unless aligned to its size */
+	bool whole;	 /* all of it has to be accessible, whatever the mask */
+};
+void x86_evex(const struct x86_insn *in, struct x86_evex *out);
+
 /* Vector and x87 registers of an instruction, for those who load them one by one. */
 struct x86_vectors {
 	uint16_t read, written; /* XMM/YMM numbers; legacy SSE destinations count as read (they keep their upper part) */
@@ -94,7 +111,7 @@ struct x86_rewrite {
 #define X86_REWRITE_MAX 24
 
 /* Re-encode for 64-bit mode into out; returns the length, or -ENOTSUP if it cannot be encoded: AH..DH beside a REX
- * prefix (use x86_high_byte to see it coming), VSIB, or an instruction of 16/32-bit mode that 64-bit mode does not have. 0x67 and segment prefixes are
+ * prefix (use x86_high_byte to see it coming), VSIB, EVEX with more than a base register, or an instruction of 16/32-bit mode that 64-bit mode does not have. 0x67 and segment prefixes are
  * dropped, 0x66/F2/F3/LOCK kept (not F2/F3 as mere lock-elision hints or before a register in the opcode); from 16-bit mode 0x66 is inverted so that the operand size stays. */
 int x86_rewrite(const struct x86_insn *in, const struct x86_rewrite *rw, uint8_t out[X86_REWRITE_MAX]);
 

@@ -148,6 +148,10 @@ static bool vex_w_is_gpr(const struct x86_insn *in)
 	case ZYDIS_MNEMONIC_VPEXTRD:
 	case ZYDIS_MNEMONIC_VCVTSI2SD:
 	case ZYDIS_MNEMONIC_VCVTSI2SS:
+	case ZYDIS_MNEMONIC_VCVTSI2SH:
+	case ZYDIS_MNEMONIC_VCVTUSI2SD:
+	case ZYDIS_MNEMONIC_VCVTUSI2SS:
+	case ZYDIS_MNEMONIC_VCVTUSI2SH:
 		return true;
 	default:
 		return in->gpr_ops;
@@ -200,6 +204,34 @@ static int emit_vex(uint8_t *out, const struct x86_insn *in, const struct encodi
 	return n;
 }
 
+/* SDM 2A 2.7.1: 62 [R X B R' 0 mmm] [W vvvv 1 pp] [z L'L b V' aaa]; R, X, B, R', vvvv and V' are inverted. */
+static int emit_evex(uint8_t *out, const struct x86_insn *in, const struct encoding *e, const struct x86_rewrite *rw)
+{
+	enum { R = 0x80, X = 0x40, B = 0x20, R2 = 0x10 };
+	const uint8_t *old = in->bytes + in->opcode_off - 3;
+	uint8_t p0 = old[0], p1 = old[1], p2 = old[2];
+
+	if (in->mode != X86_MODE_64) {
+		/* Eight registers, and W does not choose 64-bit GPRs. */
+		p0 |= R | X | B | R2;
+		p1 |= 0x40;
+		p2 |= 0x08;
+		if (vex_w_is_gpr(in))
+			p1 &= 0x7f;
+	}
+	if (in->gpr_ops & OPND_REG)
+		p0 = (p0 & ~R) | R2 | (e->reg & 8 ? 0 : R);
+	if (e->mem)
+		p0 = (p0 & ~B) | X | (rw->mem_base >= 8 ? 0 : B);
+	else if (in->gpr_ops & OPND_RM)
+		p0 = (p0 & ~B) | X | (e->rm & 8 ? 0 : B);
+	out[0] = 0x62;
+	out[1] = p0;
+	out[2] = p1;
+	out[3] = p2;
+	return 4;
+}
+
 static int emit_legacy(uint8_t *out, const struct x86_insn *in, const struct encoding *e, uint8_t rex)
 {
 	int n = 0;
@@ -249,6 +281,8 @@ static bool keep_rep(const struct x86_insn *in)
 /* Original REX.W or VEX.W; VEX.vvvv. */
 static void read_vex_rex(const struct x86_insn *in, struct encoding *e)
 {
+	if (in->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX)
+		return;
 	if (in->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX) {
 		uint8_t last = in->bytes[in->opcode_off - 1];
 		unsigned start = 0;
@@ -273,7 +307,8 @@ int x86_rewrite(const struct x86_insn *in, const struct x86_rewrite *rw, uint8_t
 	uint8_t rex = 0;
 	int n = 0;
 
-	if (in->vsib || (rw->mem_index == RSP && (in->has_mem || rw->rm_to_mem)))
+	if (in->vsib || (in->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX && (rw->mem_index >= 0 || rw->mem_disp || rw->rm_to_mem)) ||
+	    (rw->mem_index == RSP && (in->has_mem || rw->rm_to_mem)))
 		return -ENOTSUP;
 	if (in->mode != X86_MODE_64 && legacy && legacy_only(in))
 		return -ENOTSUP;
@@ -344,7 +379,13 @@ int x86_rewrite(const struct x86_insn *in, const struct x86_rewrite *rw, uint8_t
 		out[n++] = 0xf0;
 	if (e.mem && rw->gs)
 		out[n++] = 0x65;
-	int r = legacy ? emit_legacy(out + n, in, &e, rex) : emit_vex(out + n, in, &e, rex);
+	int r;
+	if (legacy)
+		r = emit_legacy(out + n, in, &e, rex);
+	else if (in->encoding == ZYDIS_INSTRUCTION_ENCODING_VEX)
+		r = emit_vex(out + n, in, &e, rex);
+	else
+		r = emit_evex(out + n, in, &e, rw);
 	if (r < 0)
 		return r;
 	n += r;

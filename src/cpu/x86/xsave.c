@@ -227,6 +227,23 @@ void exec_zero_above_ymm(struct emu *e, uint16_t regs)
 			memset(e->s->xsave + c.state + 32 * i, 0, 32);
 }
 
+unsigned exec_component(const struct emu *e, uint64_t bit, unsigned *size)
+{
+	struct component c = component(e, bit, 0);
+
+	*size = c.size;
+	return c.state;
+}
+
+uint64_t exec_opmask(const struct emu *e, unsigned n)
+{
+	struct component c = component(e, XCR0_OPMASK, 0);
+
+	if (8 * (n + 1) > c.size || !(load64(e->s->xsave + XS_BV) & XCR0_OPMASK))
+		return 0;
+	return load64(e->s->xsave + c.state + 8 * n);
+}
+
 #define EXTENDED(components) ((components) & XCR0_CARRIED & ~(uint64_t)(XCR0_X87 | XCR0_SSE))
 
 /* Each of `components` behind the header in turn: for (uint64_t rest = EXTENDED(components), bit; (bit = lowest(&rest));) */
