@@ -28,6 +28,8 @@ struct gdb_server {
 	struct vtimer retry; /* descriptors ran out: listen again later */
 	bool wait, refused;
 	int fd; /* the peer; -1: none */
+	bool greeted;	 /* it has begun as gdb does */
+	bool stranger;	 /* one that did not was told of */
 	bool closing;	 /* when what is in `out` has been sent */
 	bool broken;	 /* to be dropped when nobody is in the middle of it */
 	size_t in_len, out_len;
@@ -91,7 +93,7 @@ static void drop(struct gdb_server *s)
 	close(s->fd);
 	s->fd = -1;
 	s->in_len = s->out_len = 0;
-	s->closing = s->broken = false;
+	s->greeted = s->closing = s->broken = false;
 	gdb_stub_peer_gone(s->stub);
 }
 
@@ -152,15 +154,28 @@ static void stub_ready(void *opaque)
 	go_on(opaque);
 }
 
+/* gdb begins with an acknowledgement, a packet or Ctrl-C. Who begins otherwise is a web browser that a page sends to this port: its request may have
+ * packets in it. */
+static void look_at_greeting(struct gdb_server *s)
+{
+	if (s->greeted || !s->in_len)
+		return;
+	s->greeted = memchr("+-$\003", s->in[0], 4) != NULL;
+	if (s->greeted)
+		return;
+	s->broken = true;
+	log_warn_once(s->stranger, "gdb: a connection was closed: what it said is not gdb's protocol");
+}
+
 static void on_peer(void *opaque, uint32_t revents)
 {
 	struct gdb_server *s = opaque;
-	(void)revents;
 	if (s->in_len < sizeof(s->in)) {
 		ssize_t n = recv(s->fd, s->in + s->in_len, sizeof(s->in) - s->in_len, MSG_DONTWAIT);
 		if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
 			s->broken = true;
 		s->in_len += n > 0 ? (size_t)n : 0;
+		look_at_greeting(s);
 	} else if (revents & (EPOLLERR | EPOLLHUP)) {
 		s->broken = true;
 	}

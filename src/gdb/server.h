@@ -1,5 +1,6 @@
 /*
- * Where gdb connects: a listening socket, and one connection at a time to the stub. Others are refused while there is one.
+ * Where gdb connects: a listening socket, and one connection at a time to the stub. Others are refused while there is one, and what does not begin
+ * as gdb does is closed.
  *
  * Belongs to the machine and outlives reboots. Event loop, device lock; create and destroy while the loop does not run. Whoever can connect
  * owns the guest: a Unix socket takes only peers of the same user (or root); TCP has no such check, and what is not a loopback address is

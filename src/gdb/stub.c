@@ -198,6 +198,8 @@ static void on_stopped(void *opaque, struct vcpu *v)
 	if (g->state != GDB_RUNNING || c->action == GDB_HOLD)
 		return; /* on_paused will look at it, or gdb has not let it go since */
 	g->cached = -1;
+	if (v->stop == VCPU_STOP_FAULT)
+		c->fault_told = false; /* it was let go: an INIT has brought it back, and this is another */
 	if (v->stop == VCPU_STOP_DEBUG && v->debug.why == ACCEL_STOP_STEP)
 		c->passing = false;
 	/* The guest's own INT3: its #BP is delivered by a step that does not trap it. */

@@ -350,6 +350,17 @@ def test_hostile_peers(start, accel):
     assert vm.process.poll() is None
 
 
+def test_web_page(start, accel):
+    """A page can make a browser send its text to any port of the host: that is not listened to, even if packets are in it."""
+    vm = start(*bare(accel, "smp"))
+    browser = Raw(vm)
+    browser.s.sendall(b"POST / HTTP/1.1\r\nHost: 127.0.0.1:1234\r\nContent-Type: text/plain\r\n\r\n$k#6b$vKill;1#6e")
+    assert browser.receive() is None
+    assert "not gdb's protocol" in vm.text() and vm.process.poll() is None
+    raw = Raw(vm)
+    assert raw.ask("?").startswith("T05")
+
+
 # --- Debian's kernel ---
 
 # Functions of the kernel that the tests stop in or that lead there. From kallsyms of a boot: Debian's vmlinuz has no symbols, its System.map is empty.

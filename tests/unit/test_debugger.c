@@ -38,6 +38,8 @@ static int on_exit(void *opaque, struct accel_exit *x)
 		return 1;
 	case ACCEL_EXIT_MMIO:
 		return 0;
+	case ACCEL_EXIT_MSR_READ:
+		return -EPERM;
 	case ACCEL_EXIT_INTERRUPTED:
 		return r->leave;
 	default:
@@ -373,6 +375,31 @@ static void test_no_irq(void **state)
 	expect_stop(r, ACCEL_STOP_STEP, HANDLERS + 0x30 * 16);
 }
 
+/* Whoever makes the step: an MSR of the processor reads the same, or is refused, as without. */
+static void test_step_rdmsr(void **state)
+{
+	struct rig *r = *state;
+	static const uint32_t msrs[] = { 0x48, 0x10a, 0x122, 0xc0000080, 0xc0010015 };
+	code(&r->m, CODE, "\x0f\x32\xe6\xf4", 4); /* rdmsr; out */
+	for (unsigned i = 0; i < sizeof(msrs) / sizeof(msrs[0]); i++) {
+		static struct x86_state s;
+		uint64_t value[2], end[2];
+		for (unsigned stepped = 0; stepped < 2; stepped++) {
+			initial(&s, CODE);
+			s.gpr[RAX] = s.gpr[RDX] = 0;
+			s.gpr[RCX] = msrs[i];
+			r->m.ops->vcpu_set_state(r->m.cpu, &s);
+			debug(r, stepped ? &quiet_step : &nothing);
+			assert_int_equal(run(r), stepped ? STOP : END);
+			value[stepped] = gpr(&r->m, RAX) | gpr(&r->m, RDX) << 32;
+			end[stepped] = rip(&r->m) & ~0xfffull; /* the code's page, or the handlers' */
+		}
+		if (value[0] != value[1] || end[0] != end[1])
+			fail_msg("MSR %#x: %#llx, stepped %#llx, rip %#llx and %#llx", msrs[i], (unsigned long long)value[0], (unsigned long long)value[1],
+				 (unsigned long long)end[0], (unsigned long long)end[1]);
+	}
+}
+
 /* Taken from its controller, which will not offer it again before its EOI: writing the state, as gdb does for one register, must not lose it. */
 static void test_irq_under_way(void **state)
 {
@@ -420,7 +447,7 @@ static void test_step_hlt(void **state)
 /* KVM's own controllers are not given interrupts here. */
 #define CHIP_TESTS(name)                                                                                                              \
 	WITH(test_step, name), WITH(test_step_flags, name), WITH(test_int3, name), WITH(test_step_int3, name), WITH(test_exec, name), \
-		WITH(test_exec_from_exit, name), WITH(test_step_devices, name)
+		WITH(test_exec_from_exit, name), WITH(test_step_devices, name), WITH(test_step_rdmsr, name)
 #define TESTS(name)                                                                                                                   \
 	CHIP_TESTS(name), WITH(test_exec_again, name), WITH(test_step_int3_passed, name), WITH(test_data, name), WITH(test_data_string, name), \
 		WITH(test_no_irq, name), WITH(test_irq_under_way, name), WITH(test_step_hlt, name)

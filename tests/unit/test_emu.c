@@ -563,6 +563,17 @@ static void control_bits(void **state)
 	m = fresh(state);
 	CODE(m, 0x0f, 0x0b);
 	expect_fault(m, VEC_UD);
+	/* Where a processor runs the guest, EVEX may be its own, and nothing was done yet. UD2 is nobody's. */
+	m = fresh(state);
+	CODE(m, 0x62, 0xf1, 0x7c, 0x48, 0x58, 0xc1);
+	m->e.hardware = true;
+	assert_int_equal(emu_step(&m->e), EMU_FAILED);
+	assert_int_equal(m->s.rip, (uintptr_t)m->code);
+	assert_int_equal(m->s.gpr[RSP], (uintptr_t)m->stack + STACK_SIZE - 4096);
+	m = fresh(state);
+	CODE(m, 0x0f, 0x0b);
+	expect_fault(m, VEC_UD);
+	m->e.hardware = false;
 	m = fresh(state);
 	memset(m->code, 0x66, 20);
 	m->s.rip = (uintptr_t)m->code;

@@ -189,7 +189,7 @@ static void registers(void **state)
 /* --- sessions --- */
 
 struct exchange {
-	const char *say;  /* payload; "^C": the byte 3; "~": the connection ends; "...": just wait for `hear` */
+	const char *say;  /* payload; "^C": the byte 3; "~": the connection ends; "...": just wait for `hear`; "INIT": vCPU 0 is sent one */
 	const char *hear; /* how the answer starts; NULL: there is none to wait for */
 };
 
@@ -228,6 +228,8 @@ static void turn(void *opaque)
 		f->waiting_len = 1;
 	} else if (!strcmp(say, "~")) {
 		gdb_stub_peer_gone(f->stub);
+	} else if (!strcmp(say, "INIT")) {
+		irqchip_msi(f->vm->irqchip, 0xfee00000, 5 << 8);
 	} else if (strcmp(say, "...")) {
 		f->waiting_len = gdb_encode(f->waiting, say, strlen(say));
 	}
@@ -478,7 +480,10 @@ static void fault(void **state)
 {
 	(void)state;
 	static const struct exchange e[] = { { "?", "T05" }, { "vCont;c", "T0bthread:1;" }, { "qThreadExtraInfo,1", "76435055203020286661756c7465642" },
-					     { "p10", "0310000000000000" }, { "vCont;c", NULL }, { "...", "none" } };
+					     { "p10", "0310000000000000" },
+					     /* INIT brings it back to life, which here is short: there is nothing at the reset vector. */
+					     { "INIT", NULL }, { "vCont;c", "T0bthread:1;" },
+					     { "vCont;c", NULL }, { "...", "none" } };
 	struct session f;
 	begin(&f, 1, program, sizeof(program));
 	struct x86_state s;
@@ -486,7 +491,9 @@ static void fault(void **state)
 	s.idt.limit = 0;
 	vcpu_set_state(&f.vm->vcpu[0], &s);
 	f.vm->config.dump_dir = "/nonexistent";
-	assert_int_equal(talk(&f, e), VM_TRIPLE_FAULT);
+	enum vm_result r = talk(&f, e);
+	assert_true(r == VM_TRIPLE_FAULT || r == VM_EMULATION_FAILED);
+	assert_ptr_equal(f.next, e + COUNT(e) - 1);
 	static const struct exchange ended[] = { { "the end", "X06" }, { NULL, NULL } };
 	f.next = ended;
 	gdb_stub_ended(f.stub, true, 6);

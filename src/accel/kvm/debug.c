@@ -147,7 +147,8 @@ static uint64_t get_rip(struct accel_vcpu *v)
 }
 
 /* Steps are our own emulator's where it can: a single-stepped processor runs away with an exception's handler, and shows the guest TF in its frame.
- * Where it cannot (KVM's own interrupt controllers), and where interrupts may come in that only KVM knows of, KVM steps. */
+ * Where it cannot (KVM's own interrupt controllers, instructions and MSRs that only the processor has), and where interrupts may come in that only
+ * KVM knows of, KVM steps. */
 int kvm_debug_before(struct accel_vcpu *v, bool *done)
 {
 	struct debugger *d = &v->debugger;

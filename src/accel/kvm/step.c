@@ -14,6 +14,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "cpu/x86/emu.h"
+#include "cpu/x86/msr_table.h"
 #include "mem/ram.h"
 
 struct kvm_step {
@@ -21,7 +22,7 @@ struct kvm_step {
 	struct emu emu;
 	struct accel_vcpu *v;
 	bool alone;	/* KVM has the interrupt controllers: an instruction that leaves the processor cannot be run here */
-	bool abandoned; /* it was one */
+	bool abandoned; /* it was one, or is KVM's for another reason */
 	int exit_rc; /* non-zero answer of an exit handler inside the instruction */
 };
 
@@ -74,13 +75,28 @@ static int op_pio(void *opaque, uint16_t port, unsigned size, bool write, uint32
 	return accel_leave_pio(leave_op, opaque, port, size, write, value);
 }
 
+/* The processor's own MSRs, speculation controls for instance: where a debugger steps, KVM can do that step. */
+static bool leave_to_kvm(struct kvm_step *step, uint32_t index)
+{
+	const struct x86_msr *m = x86_msr_find(index);
+	if (!step->emu.hardware || !m || (m->kind != X86_MSR_KVM && m->kind != X86_MSR_OWN))
+		return false;
+	step->abandoned = true;
+	return true;
+}
+
 static int op_rdmsr(void *opaque, uint32_t index, uint64_t *value)
 {
+	*value = 0;
+	if (leave_to_kvm(opaque, index))
+		return 0;
 	return accel_leave_rdmsr(leave_op, opaque, index, value);
 }
 
 static int op_wrmsr(void *opaque, uint32_t index, uint64_t value)
 {
+	if (leave_to_kvm(opaque, index))
+		return 0;
 	return accel_leave_wrmsr(leave_op, opaque, index, value);
 }
 
@@ -247,6 +263,7 @@ static int run(struct accel_vcpu *v, enum how how, bool *done)
 		return r;
 	step->exit_rc = 0;
 	step->alone = how == HOW_DEBUG && kvm_has_lapic(v->vm);
+	step->emu.hardware = how == HOW_DEBUG;
 	step->abandoned = false;
 	*done = true;
 	emu_debug_sync(&step->emu);
@@ -257,7 +274,8 @@ static int run(struct accel_vcpu *v, enum how how, bool *done)
 		kvm_syscall_undo(&step->emu);
 	if (!taken)
 		result = how == HOW_INT3 ? debugger_pass_int3(&step->emu) : emu_step(&step->emu);
-	if (step->abandoned) {
+	/* What the emulator cannot do the processor may. */
+	if (step->abandoned || (result == EMU_FAILED && how == HOW_DEBUG && !taken)) {
 		*done = false;
 		return 0;
 	}

@@ -496,6 +496,10 @@ enum emu_result emu_step(struct emu *e)
 	e->steps++;
 	switch (r) {
 	case EMU_FAULT:
+		if (!x && e->hardware && e->fault.vector == VEC_UD) {
+			e->why = "instruction that the emulator does not know";
+			return finish_failed(e, rflags, shadow);
+		}
 		e->debug.hit = 0; /* it did not complete */
 		result = emu_deliver_fault(e);
 		if (result == EMU_FAILED)

@@ -109,6 +109,8 @@ struct emu {
 	uint64_t delivered; /* interrupts and exceptions delivered */
 	unsigned rep_limit; /* iterations of a rep string a single emu_step may do; 0: 4096. 1 in lockstep tests */
 	bool stop;	    /* an ops callback returned 1 */
+	bool hardware;	    /* a processor runs the guest and may know more than we: an unknown instruction is EMU_FAILED instead of #UD,
+			     * and ops are asked for EFER and ARCH_CAPABILITIES too */
 	struct emu_fault fault; /* the pending fault inside a step */
 	struct emu_debug debug;
 	struct emu_exec *exec;

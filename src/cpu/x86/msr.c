@@ -10,6 +10,11 @@ static bool is_apic(uint32_t index)
 	return (index & ~0xffu) == 0x800 || index == 0x6e0;
 }
 
+static bool is_hardwares(const struct emu *e, uint32_t index)
+{
+	return e->hardware && (index == MSR_EFER || index == MSR_ARCH_CAPABILITIES);
+}
+
 /* --- EFER, TSC --- */
 
 static int gp(struct emu *e)
@@ -122,7 +127,7 @@ int emu_rdmsr(struct emu *e, uint32_t index, uint64_t *value)
 {
 	bool done;
 
-	if (is_apic(index))
+	if (is_apic(index) || is_hardwares(e, index))
 		return read_outside(e, index, value);
 	int r = read_own(e, index, value, &done);
 
@@ -147,7 +152,7 @@ int emu_wrmsr(struct emu *e, uint32_t index, uint64_t value)
 {
 	bool done;
 
-	if (is_apic(index))
+	if (is_apic(index) || is_hardwares(e, index))
 		return write_outside(e, index, value);
 	int r = write_own(e, index, value, &done);
 
