@@ -388,7 +388,8 @@ static void test_step_hlt(void **state)
 	WITH(test_step, name), WITH(test_step_flags, name), WITH(test_int3, name), WITH(test_step_int3, name), WITH(test_exec, name), \
 		WITH(test_exec_from_exit, name), WITH(test_step_devices, name)
 #define TESTS(name)                                                                                                                   \
-	CHIP_TESTS(name), WITH(test_exec_again, name), WITH(test_step_int3_passed, name), WITH(test_data, name), WITH(test_data_string, name), WITH(test_no_irq, name), WITH(test_step_hlt, name)
+	CHIP_TESTS(name), WITH(test_exec_again, name), WITH(test_step_int3_passed, name), WITH(test_data, name), WITH(test_data_string, name), \
+		WITH(test_no_irq, name), WITH(test_step_hlt, name)
 
 int main(void)
 {
