@@ -1112,6 +1112,14 @@ static bool gen_kernel(struct asm_gen *g, struct asm_item *it)
 	unsigned reg = free_reg(g);
 
 	it->kernel = it->alien = true;
+	if (g->start.smap && one_in(g, 2)) {
+		unsigned how = below(g, 8);
+		if (how)
+			put(it, 0x0f), put(it, 0x01), put(it, how < 5 ? 0xcb : 0xca); /* STAC, CLAC */
+		else /* pushfq; xor byte [rsp + 2], AC; popfq */
+			put(it, 0x9c), put(it, 0x80), put(it, 0x74), put(it, 0x24), put(it, 2), put(it, 4), put(it, 0x9d);
+		return true;
+	}
 	switch (below(g, 10)) {
 	case 9: /* pushfq; xor byte [rsp + 1], IF or DF or IOPL; popfq; cld */
 		put(it, 0x9c);
@@ -1442,10 +1450,13 @@ void asm_gen_program(struct asm_gen *g, uint64_t seed, unsigned size, unsigned f
 			p->base = 0;
 		}
 		p->clean = one_in(g, 8);
+		p->smap = features & ASM_GEN_KERNEL && one_in(g, 2);
 		p->fill = rnd(g) | 1;
 		/* Anywhere in the code pages; sometimes so that it goes over a page's end. */
 		p->start = below(g, 14) * 4096 + (one_in(g, 4) ? 4096 - below(g, 200) : below(g, 4096));
 		random_state(g, features);
+		if (p->smap && one_in(g, 2))
+			p->s.rflags |= FL_AC;
 
 		while (g->n < size)
 			random_item(g, features, false);
@@ -1495,8 +1506,8 @@ void asm_gen_print(const struct asm_gen *g, int fd)
 	struct asm_program p;
 	uint32_t at[ASM_ITEMS + 1];
 
-	dprintf(fd, "base %#llx, CPL %d%s%s\n", (unsigned long long)asm_base[g->start.base], g->start.user ? 3 : 0, g->start.compat ? ", 32-bit" : "",
-		g->start.clean ? ", clean page tables" : "");
+	dprintf(fd, "base %#llx, CPL %d%s%s%s\n", (unsigned long long)asm_base[g->start.base], g->start.user ? 3 : 0, g->start.compat ? ", 32-bit" : "",
+		g->start.clean ? ", clean page tables" : "", g->start.smap ? ", SMAP" : "");
 	for (unsigned r = 0; r < 16; r++)
 		dprintf(fd, "%-4s%016llx%s", names[r], (unsigned long long)g->start.s.gpr[r], r % 4 == 3 ? "\n" : "  ");
 	dprintf(fd, "flags %llx fs %llx gs %llx\n", (unsigned long long)g->start.s.rflags, (unsigned long long)g->start.s.seg[SREG_FS].base,

@@ -88,14 +88,15 @@ static uint64_t pte_at(struct asm_vm *m, uint64_t gva)
 	return table + (gva >> 12 & 511) * 8;
 }
 
-static void map_program(struct asm_vm *m, unsigned base, bool clean)
+/* `closed`: 0, or 1 or 2 for which half of the pages is the supervisor's own. */
+static void map_program(struct asm_vm *m, unsigned base, bool clean, unsigned closed)
 {
 	struct asm_page page[ASM_PAGES];
 
 	asm_layout(page);
 	for (unsigned i = 0; i < ASM_PAGES; i++) {
 		const struct asm_page *p = &page[i];
-		uint64_t pte = p->gpa | PTE_P | PTE_U | (p->writable ? PTE_W : 0) | (p->exec ? 0 : PTE_NX) |
+		uint64_t pte = p->gpa | PTE_P | (closed && (i + closed) % 2 ? 0 : PTE_U) | (p->writable ? PTE_W : 0) | (p->exec ? 0 : PTE_NX) |
 			       (clean ? 0 : PTE_A | (p->writable ? PTE_D : 0)) | (base >= 2 ? PTE_G : 0);
 		put(m, pte_at(m, asm_base[base] + p->off), 8, p->mapped ? pte : 0);
 	}
@@ -123,7 +124,7 @@ static void build(struct asm_vm *m)
 		put(m, pte_at(m, gva), 8, gva | (gva == HANDLERS ? 0 : PTE_NX) | PTE_P | PTE_A | (gva == IST_PAGE ? PTE_W | PTE_D : 0)); /* no program shall break them */
 	}
 	for (unsigned b = 0; b < ASM_BASES; b++)
-		map_program(m, b, false);
+		map_program(m, b, false, 0);
 	put_desc(m, SEL_KCODE, 0, 0xfffff, ATTR_CODE);
 	put_desc(m, SEL_KDATA, 0, 0xfffff, ATTR_DATA);
 	put_desc(m, SEL_UDATA, 0, 0xfffff, ATTR_DATA | ATTR_USER);
@@ -227,6 +228,8 @@ static void start_state(const struct asm_vm *m, const struct asm_program *p, str
 	s->rip = asm_base[p->base] + p->start;
 	s->cr0 = CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_PG;
 	s->cr4 = CR4_PAE | CR4_PGE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_OSXSAVE | CR4_FSGSBASE;
+	if (p->smap)
+		s->cr4 |= CR4_SMAP;
 	s->efer = EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE;
 	s->cr3 = m->cr3;
 	s->xcr0 = XCR0_SUPPORTED;
@@ -282,7 +285,7 @@ static void unwind(const struct asm_vm *m, struct asm_result *out)
 
 void asm_vm_prepare(struct asm_vm *m, const struct asm_program *p, struct x86_state *s)
 {
-	map_program(m, p->base, p->clean);
+	map_program(m, p->base, p->clean, p->smap ? 1 + (p->fill >> 8 & 1) : 0);
 	asm_fill(m->ram.base + ASM_DATA_GPA, p->fill);
 	asm_fill(m->ram.base + ASM_STACK_GPA, p->fill ^ 0x5555);
 	ram_written(&m->ram, ASM_DATA_GPA, ASM_WINDOW);

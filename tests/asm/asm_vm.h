@@ -69,6 +69,7 @@ struct asm_program {
 	bool native;	  /* means the same outside a machine */
 	bool compat;	  /* 32-bit code; upper: registers have upper halves nevertheless */
 	bool upper;
+	bool smap;	  /* CR4.SMAP; every other page is the supervisor's own */
 	uint32_t start;	  /* of the code, offset from the base */
 	unsigned len;
 	uint8_t code[ASM_PROGRAM_MAX];

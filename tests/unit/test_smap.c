@@ -234,10 +234,47 @@ static void test_undefined(void **state)
 	expect_vector(r, VEC_UD, CODE);
 }
 
+/* AC as user code left it, in handlers of INT n and SYSCALL, hot. Then it clears it. */
+static void test_from_user(void **state)
+{
+	struct rig *r = *state;
+	static const char *const call[] = { "\xcd\x40", "\x0f\x05" };
+	static const char *const handler[] = { LOAD "\x48\xcf", LOAD "\x48\x0f\x07" };
+	static const uint32_t at[] = { HANDLERS + 0x40 * 16, FAR };
+	for (unsigned i = 0; i < 2; i++) {
+		/* L: call; dec ebx; jnz L; pushf; xor dword [rsp], AC; popf; call */
+		begin(r, "\x90\x90\xff\xcb\x75\xfa\x9c\x81\x34\x24\x00\x00\x04\x00\x9d\x90\x90\xf4", 18);
+		code(&r->m, CODE, call[i], 2);
+		code(&r->m, CODE + 15, call[i], 2);
+		code(&r->m, at[i], handler[i], 5);
+		put64(&r->m, PAGE_TABLE + 8 * (CODE >> 12), CODE | 0x67);
+		put64(&r->m, GDT + 0x28, 0x00affb000000ffff);
+		put64(&r->m, GDT + 0x30, 0x00cff3000000ffff);
+		put64(&r->m, TSS + 4, STACK);
+		put64(&r->m, TSS + 0x24, STACK - 0x400);
+		put64(&r->m, IDT + VEC_PF * 16, get64(&r->m, IDT + VEC_PF * 16) | 1ull << 32); /* SYSCALL leaves the user's stack */
+		put64(&r->m, IDT + 0x40 * 16, get64(&r->m, IDT + 0x40 * 16) | 0x60ull << 40);
+		start.gdt.limit = 0x37;
+		start.efer |= EFER_SCE;
+		start.star = (uint64_t)SEL_CODE << 32 | (uint64_t)(0x2b - 16) << 48;
+		start.lstar = FAR;
+		start.cpl = 3;
+		start.seg[SREG_CS].sel = 0x2b;
+		start.seg[SREG_CS].attr |= 3 << SEG_DPL_SHIFT;
+		start.seg[SREG_SS].sel = 0x33;
+		start.seg[SREG_SS].attr |= 3 << SEG_DPL_SHIFT;
+		start.gpr[RSP] = USER_TOP + 0x100;
+		start.gpr[RBX] = 20;
+		start.rflags |= FL_AC;
+		expect_fault(r, at[i], PF_P);
+		assert_int_equal(gpr(&r->m, RBX), 0);
+	}
+}
+
 #define WITH(fn, name) { #fn " (" #name ")", fn, setup_##name, teardown, NULL }
 #define TESTS(name)                                                                                                                 \
 	WITH(test_closed, name), WITH(test_loop, name), WITH(test_entry, name), WITH(test_calls, name), WITH(test_popf, name),        \
-		WITH(test_string, name), WITH(test_stack, name), WITH(test_implicit, name), WITH(test_undefined, name)
+		WITH(test_string, name), WITH(test_stack, name), WITH(test_implicit, name), WITH(test_undefined, name), WITH(test_from_user, name)
 
 int main(void)
 {

@@ -26,7 +26,8 @@ bool dbt_can_move(const struct dbt_vm *vm, uint64_t pc, uint32_t mode)
 {
 	/* Programs without randomisation lie below 4 GiB, and so do short addresses. The last bytes of a page may belong to an instruction
 	 * that goes on in another. Which checks the forced mode fails depends on the address. */
-	return mode & MODE_USER && (pc >> 32 || (mode & MODE_COMPAT && pc >= COMPAT_MOVES)) && (pc & (PAGE_SIZE - 1)) <= PAGE_SIZE - 15 && !(vm->debug & ACCEL_DEBUG_CHECKS_FAIL);
+	bool moves = mode & MODE_USER && (pc >> 32 || (mode & MODE_COMPAT && pc >= COMPAT_MOVES));
+	return moves && (pc & (PAGE_SIZE - 1)) <= PAGE_SIZE - 15 && !(vm->debug & ACCEL_DEBUG_CHECKS_FAIL);
 }
 
 void dbt_keep_relocs(struct dbt_vm *vm, uint32_t tb, const struct reloc *reloc, unsigned n)
@@ -143,7 +144,8 @@ uint32_t dbt_clone(struct dbt_vm *vm, uint32_t source, uint64_t pc, uint32_t vie
 	for (unsigned k = 0; k < s->nlinks; k++) {
 		const struct link *l = &vm->link[s->link0 + k];
 		struct link *n = &vm->link[vm->nlink++];
-		*n = (struct link){ .rel32_at = l->rel32_at + host_by, .stub = l->stub + host_by, .src = i, .pc = s->mode & MODE_COMPAT ? (uint32_t)(l->pc + by) : l->pc + by, .mode = l->mode,
+		uint64_t to_pc = s->mode & MODE_COMPAT ? (uint32_t)(l->pc + by) : l->pc + by;
+		*n = (struct link){ .rel32_at = l->rel32_at + host_by, .stub = l->stub + host_by, .src = i, .pc = to_pc, .mode = l->mode,
 				    .backward = l->backward };
 		uint32_t rel = n->stub - (n->rel32_at + 4);
 		memcpy(vm->rw + (n->rel32_at - (uint32_t)(uintptr_t)vm->rx), &rel, 4);

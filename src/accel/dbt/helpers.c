@@ -245,8 +245,8 @@ uint64_t dbt_help_sysenter(struct dbt_vcpu *v, uint64_t pc, uint64_t unused, uin
 	return transfer(v, v->s.sysenter_eip, CLASS_SUPERVISOR);
 }
 
-/* A plain descriptor from the GDT for IRET: present, accessed, of this privilege, 64-bit or (at CPL 3) 32-bit code, or writable data. Anything else: false,
- * and the stepper sorts it out. */
+/* A plain descriptor from the GDT for IRET and INT: present, accessed, of this privilege, 64-bit or (at CPL 3) 32-bit code, or writable data.
+ * Anything else: false, and the stepper sorts it out. */
 static bool load_plain(struct dbt_vcpu *v, uint16_t sel, bool code, unsigned cpl, struct x86_seg *out)
 {
 	uint64_t at = v->s.gdt.base + (sel & ~7u);

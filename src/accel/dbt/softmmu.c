@@ -79,7 +79,7 @@ static void flush_local(struct dbt_vcpu *v)
 	v->super_local = false;
 }
 
-static void flush_page(struct dbt_vcpu *v, uint64_t page, uint16_t pcid)
+static void drop_l1(struct dbt_vcpu *v, uint64_t page)
 {
 	unsigned i = dbt_tlb_index(v->vm, page);
 	for (unsigned u = 0; u < v->classes; u++) {
@@ -87,6 +87,17 @@ static void flush_page(struct dbt_vcpu *v, uint64_t page, uint16_t pcid)
 		if (e->nread == -page || e->nwrite == -page)
 			*e = (struct tlb_entry){ .nread = tlb_none(i), .nwrite = tlb_none(i) };
 	}
+}
+
+static void drop_tokens(struct dbt_vcpu *v, uint64_t page)
+{
+	for (unsigned w = 0; w < TOKEN_WAYS; w++)
+		v->token[dbt_token_group(page) * TOKEN_WAYS + w] = 0;
+}
+
+static void flush_page(struct dbt_vcpu *v, uint64_t page, uint16_t pcid)
+{
+	drop_l1(v, page);
 	struct tlb2_entry *set = v->tlb2[(page >> 12) & (TLB2_SETS - 1)];
 	for (unsigned w = 0; w < TLB2_WAYS; w++)
 		if (set[w].page == page && (set[w].flags & T2_GLOBAL || set[w].pcid == pcid))
@@ -95,14 +106,8 @@ static void flush_page(struct dbt_vcpu *v, uint64_t page, uint16_t pcid)
 
 void dbt_page_forget(struct dbt_vcpu *v, uint64_t page)
 {
-	unsigned i = dbt_tlb_index(v->vm, page);
-	for (unsigned u = 0; u < v->classes; u++) {
-		struct tlb_entry *e = &v->tlb[u][i];
-		if (e->nread == -page || e->nwrite == -page)
-			*e = (struct tlb_entry){ .nread = tlb_none(i), .nwrite = tlb_none(i) };
-	}
-	for (unsigned w = 0; w < TOKEN_WAYS; w++)
-		v->token[dbt_token_group(page) * TOKEN_WAYS + w] = 0;
+	drop_l1(v, page);
+	drop_tokens(v, page);
 	v->shadow_reset[0] = v->shadow_reset[1] = true;
 	v->tlb_gen++;
 	dbt_stack_window_drop(v);
@@ -141,8 +146,7 @@ void dbt_tlb_flush(struct dbt_vcpu *v, enum emu_flush kind, uint64_t gva, uint16
 		} else {
 			flush_page(v, page, pcid);
 		}
-		for (unsigned w = 0; w < TOKEN_WAYS; w++)
-			v->token[dbt_token_group(page) * TOKEN_WAYS + w] = 0;
+		drop_tokens(v, page);
 		if (v->large_map[LARGE_BIT(gva) / 64] >> (LARGE_BIT(gva) % 64) & 1)
 			clear_tokens(v);
 		v->shadow_reset[0] = v->shadow_reset[1] = true;

@@ -7,7 +7,7 @@
 
 #include "cpu/x86/emu_internal.h"
 
-enum { DR7_ENABLE = 0xff, DR7_GD = 1 << 13, DR6_TRAPS = 0xf };
+enum { DR7_ENABLE = 0xff, DR6_TRAPS = 0xf };
 
 /* One of DR0-DR3 as DR7 enables it; kind 0 if it is not. L and G are alike without hardware tasks. */
 static struct emu_point guest_point(const struct x86_state *s, unsigned n)

@@ -30,6 +30,8 @@ static inline bool emu_user(const struct emu *e)
 }
 
 /* --- debug.c --- */
+enum { DR7_GD = 1 << 13 }; /* the debug registers are guarded */
+
 void emu_debug_touch(struct emu *e, uint64_t linear, unsigned size, bool write);
 void emu_debug_touch_io(struct emu *e, uint16_t port, unsigned size);
 /* What was touched is the next boundary's. */

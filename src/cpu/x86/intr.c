@@ -339,7 +339,7 @@ int emu_int1(struct emu *e, uint64_t next)
 	int r = deliver(e, &ev);
 
 	if (!r)
-		e->s->dr[7] &= ~(uint64_t)(1 << 13); /* GD */
+		e->s->dr[7] &= ~(uint64_t)DR7_GD;
 	return r;
 }
 

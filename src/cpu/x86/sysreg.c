@@ -282,7 +282,7 @@ static int sys_xsetbv(struct emu *e, const struct x86_insn *in, enum emu_result 
 
 /* --- debug registers --- */
 
-enum { DR6_WRITABLE = 0xe00f, DR6_BD = 1 << 13, DR7_FIXED = 0x400, DR7_GD = 1 << 13 };
+enum { DR6_WRITABLE = 0xe00f, DR6_BD = 1 << 13, DR7_FIXED = 0x400 };
 #define DR6_FIXED 0xffff0ff0u
 #define DR7_WRITABLE 0xffff23ffu
 
