@@ -89,7 +89,18 @@ static int set_msrs(struct accel_vcpu *v, const struct x86_state *s)
 {
 	for (unsigned i = 0; i < v->msrs->nmsrs; i++)
 		v->msrs->entries[i].data = *x86_msr_field((struct x86_state *)s, x86_msr_find(v->msrs->entries[i].index));
-	return ioctl(v->fd, KVM_SET_MSRS, v->msrs) < 0 ? -errno : 0;
+	int n = ioctl(v->fd, KVM_SET_MSRS, v->msrs);
+	if (n < 0)
+		return -errno;
+	/* KVM stops at the first that it refuses (a value that its CPUID does not allow): the others shall not be lost with it. */
+	for (unsigned i = (unsigned)n + 1; i < v->msrs->nmsrs; i++) {
+		struct {
+			struct kvm_msrs head;
+			struct kvm_msr_entry entry;
+		} one = { .head.nmsrs = 1, .entry = v->msrs->entries[i] };
+		ioctl(v->fd, KVM_SET_MSRS, &one);
+	}
+	return 0;
 }
 
 /* --- the TSC --- */
