@@ -9,7 +9,8 @@
  * User code cannot forge this to its gain: what is run is a SYSCALL at the address it names, with flags that user code may set. What is not restored is
  * CR2, and the frame is left below the ring 0 stack pointer.
  *
- * Where the handler is, is looked up after each exit; a guest that moved it and entered ring 3 without any would get the page fault. The fourth debug
+ * Where the handler is, is looked up after an exit once the guest has switched SYSCALL on, and then now and then; a guest that moved it and entered
+ * ring 3 without an exit would get the page fault. The fourth debug
  * register is taken as long as the debugger leaves it; the guest's own breakpoints do not work on such a host.
  */
 #include <cpuid.h>
@@ -128,7 +129,7 @@ void kvm_syscall_prepare(struct accel_vcpu *v)
 	 * the exit. */
 	if (v->syscall_watch && ++v->syscall_exits % 64)
 		return;
-	if (!is_lost(v) || ioctl(v->fd, KVM_GET_SREGS, &sregs) || !(sregs.efer & EFER_LMA) || sregs.idt.limit < 16 * VEC_PF + 15)
+	if (!is_lost(v) || ioctl(v->fd, KVM_GET_SREGS, &sregs) || !(sregs.efer & EFER_LMA) || !(sregs.efer & EFER_SCE) || sregs.idt.limit < 16 * VEC_PF + 15)
 		return;
 	const struct x86_state paging = { .cr0 = sregs.cr0, .cr3 = sregs.cr3, .cr4 = sregs.cr4, .efer = sregs.efer };
 	const struct mmu_mem mem = { .pte = pte, .opaque = v->vm->ram };
