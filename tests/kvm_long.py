@@ -47,8 +47,8 @@ class Boot:
             m = CLOCK.match(line)
             if m:
                 self.clock, line = float(m.group(1)), m.group(2)
-                # Slow is what this boot is; everything else a healthy kernel does not say.
-                if re.search(r"BUG:|WARNING:|Oops|segfault|Kernel panic|general protection", line) and "soft lockup" not in line:
+                # Slow is what this boot is, and the host's processor has the bugs it has; everything else a healthy kernel does not say.
+                if re.search(r"BUG:|WARNING:|Oops|segfault|Kernel panic|general protection|invalid opcode", line) and not re.search("soft lockup|RETBleed", line):
                     self.complaints.append(line)
             if line.strip():
                 self.line = line
