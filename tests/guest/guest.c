@@ -454,6 +454,30 @@ void run_all(void (*fn)(void *), void *arg)
 		wait_for(i);
 }
 
+void pic_init(u8 mask)
+{
+	static const u16 ports[] = { 0x20, 0xa0 };
+	for (unsigned i = 0; i < 2; i++) {
+		outb(ports[i], 0x11);
+		outb(ports[i] + 1, (u8)(0x20 + 8 * i));
+		outb(ports[i] + 1, i ? 2 : 4);
+		outb(ports[i] + 1, 1);
+		outb(ports[i] + 1, mask);
+	}
+}
+
+volatile bool standby_leave, standby_there;
+
+void stand_by(void *arg)
+{
+	(void)arg;
+	sti();
+	standby_there = true;
+	while (!standby_leave)
+		pause();
+	cli();
+}
+
 /* --- start --- */
 
 void guest_start(const char *cmdline)
@@ -470,14 +494,7 @@ void guest_start(const char *cmdline)
 		set_gate((u8)v, (void *)(vectors + 16 * v), v < 32 ? 1 : 2, v == BP || v == 4 || v == 0x80 ? 3 : 0);
 	init_tss(0);
 	/* The PIC's vectors out of the way of exceptions, all masked. */
-	static const u16 ports[] = { 0x20, 0xa0 };
-	for (unsigned i = 0; i < 2; i++) {
-		outb(ports[i], 0x11);
-		outb(ports[i] + 1, (u8)(0x20 + 8 * i));
-		outb(ports[i] + 1, i ? 2 : 4);
-		outb(ports[i] + 1, 1);
-		outb(ports[i] + 1, 0xff);
-	}
+	pic_init(0xff);
 	guest_main();
 	finish();
 }

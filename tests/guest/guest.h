@@ -100,6 +100,11 @@ void run_all(void (*fn)(void *), void *arg); /* on all at the same time, this on
 void ipi(unsigned n, u32 vector_and_mode);
 void eoi(void);
 enum { IRQ_WAKE = 0xf0 };
+/* For run_on: sit with interrupts open, there to be interrupted, until told to leave. */
+void stand_by(void *);
+extern volatile bool standby_leave, standby_there;
+/* The 8259 pair at vectors 0x20 and 0x28, edge-triggered, with this mask on both. */
+void pic_init(u8 mask);
 void set_gate(u8 vector, void *to, unsigned ist, unsigned dpl);
 extern const u8 vectors[];
 extern void *idt_ptr;

@@ -262,18 +262,6 @@ static void levels(void)
 
 /* --- where they go --- */
 
-static volatile bool leave, there;
-
-static void station(void *arg)
-{
-	(void)arg;
-	sti();
-	there = true;
-	while (!leave)
-		pause();
-	cli();
-}
-
 static bool comes(u32 *p, u32 n)
 {
 	u64 end = rdtsc() + 10 * tsc_hz();
@@ -286,9 +274,9 @@ static void destinations(void)
 {
 	section("destinations and delivery modes");
 	in_handler = drop_10;
-	leave = there = false;
-	run_on(1, station, NULL);
-	while (!there)
+	standby_leave = standby_there = false;
+	run_on(1, stand_by, NULL);
+	while (!standby_there)
 		pause();
 	static const struct {
 		u32 low, dest, who; /* who: 1, 2, 3; 4: one of them */
@@ -341,7 +329,7 @@ static void destinations(void)
 	CHECK(comes(&nmis, 2));
 	line_down(10);
 	route_to(10, MASKED, 0);
-	leave = true;
+	standby_leave = true;
 	wait_for(1);
 	/* vectors below 16 are an error of who receives them */
 	apic_write(APIC_ESR, 0);
@@ -361,14 +349,7 @@ static void virtual_wire(void)
 	forget();
 	apic_write(APIC_LINT0, 0x10700);
 	/* initialised again, as all line 10 did so far is an edge that waits there */
-	static const u16 ports[] = { 0x20, 0xa0 };
-	for (unsigned i = 0; i < 2; i++) {
-		outb(ports[i], 0x11);
-		outb(ports[i] + 1, (u8)(0x20 + 8 * i));
-		outb(ports[i] + 1, i ? 2 : 4);
-		outb(ports[i] + 1, 1);
-		outb(ports[i] + 1, 0xfb);
-	}
+	pic_init(0xfb);
 	route_to(0, 0x700, 0); /* ExtINT */
 	for (u32 i = 1; i <= 3; i++) {
 		line_up(10);

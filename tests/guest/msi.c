@@ -191,18 +191,6 @@ static void forget(void)
 	nmis = 0;
 }
 
-static volatile bool leave, there;
-
-static void station(void *arg)
-{
-	(void)arg;
-	sti();
-	there = true;
-	while (!leave)
-		pause();
-	cli();
-}
-
 static void destinations(void)
 {
 	section("where messages go");
@@ -328,12 +316,12 @@ void guest_main(void)
 	CHECK_EQ(common16(0x1a), 0);
 	CHECK_EQ(table[3], 1);
 	start_cpus();
-	leave = there = false;
-	run_on(1, station, NULL);
-	while (!there)
+	standby_leave = standby_there = false;
+	run_on(1, stand_by, NULL);
+	while (!standby_there)
 		pause();
 	destinations();
-	leave = true;
+	standby_leave = true;
 	wait_for(1);
 	masks();
 	line();

@@ -14,6 +14,7 @@
 
 #include <cmocka.h>
 
+#include "base/error.h"
 #include "cpu/x86/cpuid.h"
 #include "cpu/x86/emu_internal.h"
 
@@ -98,6 +99,19 @@ static inline struct machine *machine_new(void)
 	x86_state_reset(&m->s, 0);
 	x86_cpuid_build(&m->cpuid, &(struct x86_cpuid_policy){.ncpus = 1, .kvm_leaves = true});
 	m->e = (struct emu){.s = &m->s, .ops = &ops, .opaque = m, .cpuid = &m->cpuid, .mem = {machine_pte, m}};
+	return m;
+}
+
+/* The same with an emulator that can step; emu_destroy before machine_free. */
+static inline struct machine *machine_new_stepping(void)
+{
+	struct machine *m = machine_new();
+	const struct emu_ops *ops = m->e.ops;
+	struct mmu_mem mem = m->e.mem;
+	struct error err;
+	assert_int_equal(emu_init(&m->e, &m->s, ops, m, &err), 0);
+	m->e.mem = mem;
+	m->e.cpuid = &m->cpuid;
 	return m;
 }
 

@@ -197,13 +197,7 @@ __attribute__((target("general-regs-only"), noinline)) static void run_native(co
 
 static struct machine *machine(void)
 {
-	struct machine *m = machine_new();
-	const struct emu_ops *ops = m->e.ops;
-	struct mmu_mem mem = m->e.mem;
-	struct error err;
-	assert_int_equal(emu_init(&m->e, &m->s, ops, m, &err), 0);
-	m->e.mem = mem;
-	m->e.cpuid = &m->cpuid;
+	struct machine *m = machine_new_stepping();
 	machine_protected(m, true);
 	m->s.cr4 |= CR4_OSXSAVE | CR4_OSFXSR | CR4_OSXMMEXCPT;
 	m->s.xcr0 = ALL;

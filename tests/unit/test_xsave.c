@@ -48,13 +48,7 @@ static uint32_t host_components(void)
 
 static struct machine *machine(uint32_t components)
 {
-	struct machine *m = machine_new();
-	const struct emu_ops *ops = m->e.ops;
-	struct mmu_mem mem = m->e.mem;
-	struct error err;
-	assert_int_equal(emu_init(&m->e, &m->s, ops, m, &err), 0);
-	m->e.mem = mem;
-	m->e.cpuid = &m->cpuid;
+	struct machine *m = machine_new_stepping();
 	machine_protected(m, true);
 	m->s.cr4 |= CR4_OSXSAVE | CR4_OSFXSR;
 	m->s.xcr0 = components;
