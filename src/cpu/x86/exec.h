@@ -59,6 +59,10 @@ struct emu_exec {
 	alignas(64) uint8_t bounce[EXEC_BOUNCE + 64];
 };
 
+/* --- stub.c --- */
+/* Generate x's stub into its slot. Returns 0, or -ENOTSUP. */
+int exec_make_stub(const struct emu_exec *ex, struct exec_entry *x, const struct x86_vectors *v);
+
 /* --- exec.c --- */
 /* The entry for the instruction at CS:RIP, decoded if need be; NULL with *result a fault or EMU_UNSUPPORTED. */
 const struct exec_entry *exec_lookup(struct emu *e, int *result);
