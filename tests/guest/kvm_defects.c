@@ -8,7 +8,7 @@
 
 #include "kvm_box.h"
 
-enum { DB = 1, BP = 3, UD = 6, NM = 7, NP = 11, GP = 13, PF = 14, MF = 16 };
+enum { DB = 1, BP = 3, BR = 5, UD = 6, NM = 7, NP = 11, GP = 13, PF = 14, MF = 16 };
 enum { RING0, RING3 };
 
 #define CODE(name, text) \
@@ -175,6 +175,49 @@ static bool sysret_compat(struct box *b)
 	b->sregs.gdt.limit = 0x3f;
 	set_msr(b, 0xc0000081, 0x33ull << 48 | (uint64_t)BOX_KCODE << 32);
 	return box_run(b) != UD || b->regs.rax != 1;
+}
+
+/* 32-bit code of the user, in long mode. */
+static void load_32(struct box *b, const uint8_t *code, const uint8_t *end)
+{
+	load(b, code, end, RING3);
+	b->sregs.cs.l = 0;
+	b->sregs.cs.db = 1;
+}
+
+CODE(int3_32, "int3\n hlt");
+static bool compat_int(struct box *b)
+{
+	load_32(b, int3_32, int3_32_end);
+	return box_run(b) != BP;
+}
+
+CODE(bound_32, ".byte 0x62, 0x07\n hlt"); /* bound %eax, (%edi) */
+static bool user_bound(struct box *b)
+{
+	load_32(b, bound_32, bound_32_end);
+	*box_word(b, BOX_DATA) = 1ull << 32;
+	b->regs.rax = 100;
+	return box_run(b) != BR;
+}
+
+CODE(arpl_32, ".byte 0x63, 0xd8\n ud2"); /* arpl %bx, %ax */
+static bool user_arpl(struct box *b)
+{
+	load_32(b, arpl_32, arpl_32_end);
+	b->regs.rax = 0x70;
+	b->regs.rbx = 3;
+	return box_run(b) != UD || b->regs.rax != 0x73;
+}
+
+CODE(ud_32, "ud2");
+static bool compat_base(struct box *b)
+{
+	load_32(b, ud_32, ud_32_end);
+	*box_word(b, BOX_PTE(BOX_PAGES)) &= ~4ull; /* the supervisor's */
+	b->sregs.cs.base = (uint32_t)(BOX_CODE - BOX_PAGES);
+	b->regs.rip = BOX_PAGES;
+	return box_run(b) != UD;
 }
 
 /* --- exceptions and interrupts --- */
@@ -578,6 +621,10 @@ static const struct probe {
 	{ { "late-gp", "the #GP of SYSRET or IRET to a non-canonical address comes when the return is done" }, late_gp },
 	{ { "iret-checks", "IRET takes a data segment as CS" }, iret_checks },
 	{ { "sysret-compat", "SYSRET to compatibility mode ends in 64-bit mode" }, sysret_compat },
+	{ { "compat-int", "INT3 in 32-bit code of ring 3 raises #UD" }, compat_int },
+	{ { "user-bound", "BOUND in ring 3 raises #UD" }, user_bound },
+	{ { "user-arpl", "ARPL in ring 3 does nothing" }, user_arpl },
+	{ { "compat-base", "UD2 in 32-bit code of ring 3 is looked for without the base of CS: #PF if that is not the user's" }, compat_base },
 	{ { "rep-step", "in ring 0 TF traps once for a whole REP instruction" }, rep_step },
 	{ { "ss-step", "in ring 0 MOV SS does not hold back a single-step trap" }, ss_step },
 	{ { "np-df", "an exception whose gate is not present becomes #DF, not #NP" }, np_df },
