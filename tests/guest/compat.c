@@ -338,8 +338,12 @@ static void entries(void)
 	CHECK_EQ(f.cs, CODE32);
 	CHECK_EQ(f.rsp, STACK - 0x100);
 	set_gate(0x80, (void *)(vectors + 0x80 * 16), 0, 3);
+}
+
+static void far_return(void)
+{
 	section("far return from the kernel");
-	f = kernel_frame(retf_user);
+	struct frame f = kernel_frame(retf_user);
 	u64 *s = (u64 *)f.rsp - 4;
 	s[0] = at(regs), s[1] = CODE32, s[2] = STACK - 0x80, s[3] = UDATA;
 	f.rsp = (u64)s;
@@ -402,6 +406,10 @@ static void far_transfers(void)
 		CHECK_EQ(f.rax, DATA + 0x102);
 		CHECK_EQ(f.rsp, STACK - 0x104);
 	}
+}
+
+static void call_gates(void)
+{
 	if (!section_unless("call gates from 32-bit code", "user-gate"))
 		return;
 	u64 entry = (u64)gate_entry;
@@ -431,9 +439,13 @@ static void far_transfers(void)
 		CHECK_EQ(f.rbx, 2);
 		CHECK_EQ(f.rsp, STACK - 0x100);
 	}
+}
+
+static void same_bytes(void)
+{
 	section("the same bytes in both modes");
 	for (int i = 0; i < 6; i++) {
-		f = i & 1 ? frame32(both_modes) : user_frame(at(both_modes), STACK - 0x100);
+		struct frame f = i & 1 ? frame32(both_modes) : user_frame(at(both_modes), STACK - 0x100);
 		f.rax = 0x1ffffffff;
 		f.rbx = 0x300000001;
 		exec(&f);
@@ -443,7 +455,7 @@ static void far_transfers(void)
 	}
 	for (int i = 0; i < 12; i++) { /* by way of an indirect jump; some in a row */
 		bool compat = i % 4 > 1;
-		f = compat ? frame32(jump_both) : user_frame(at(jump_both), STACK - 0x100);
+		struct frame f = compat ? frame32(jump_both) : user_frame(at(jump_both), STACK - 0x100);
 		f.rax = 0x1ffffffff;
 		f.rbx = 0x300000001;
 		f.rcx = at(both_modes);
@@ -523,6 +535,10 @@ static void segments(void)
 		CHECK_EQ(f.vector, i % 4 > 1 ? GP : UD);
 		CHECK_EQ(f.rip, i % 4 > 1 ? at(gs_load) : at(gs_load_end) - 2);
 	}
+}
+
+static void data_and_code(void)
+{
 	if (!section_unless("DS, ES, CS, SS", "compat-base"))
 		return;
 	for (int i = 0; i < 3; i++) {
@@ -608,6 +624,10 @@ static void segments(void)
 		CHECK_EQ((u16)f.rbx, 0x1234);
 		CHECK_EQ(f.rdx, 0x1001);
 	}
+}
+
+static void inquiries(void)
+{
 	if (!section_unless("LAR, LSL, VERR, VERW, ARPL", "user-lar,user-arpl"))
 		return;
 	set_desc(SEL_DATA2, descriptor(DATA, 0x12345, DATA_RO));
@@ -720,8 +740,13 @@ void guest_main(void)
 	registers();
 	exceptions();
 	entries();
+	far_return();
 	far_transfers();
+	call_gates();
+	same_bytes();
 	segments();
+	data_and_code();
+	inquiries();
 	flat();
 	addresses();
 }
