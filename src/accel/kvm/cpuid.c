@@ -12,8 +12,10 @@
 #include <unistd.h>
 
 #include "accel/kvm/kvm_internal.h"
+#include "accel/kvm/trial.h"
 #include "base/error.h"
 #include "base/log.h"
+#include "base/text.h"
 #include "cpu/x86/cpu_model.h"
 
 #define ENTRIES_MAX 256
@@ -23,6 +25,28 @@ enum { EAX, EBX, ECX, EDX };
 static struct kvm_cpuid2 *entries_new(void)
 {
 	return calloc(1, sizeof(struct kvm_cpuid2) + ENTRIES_MAX * sizeof(struct kvm_cpuid_entry2));
+}
+
+struct kvm_cpuid2 *kvm_cpuid_get(int fd, unsigned long request)
+{
+	struct kvm_cpuid2 *k = entries_new();
+	if (!k)
+		return NULL;
+	k->nent = ENTRIES_MAX;
+	if (ioctl(fd, request, k) == 0)
+		return k;
+	int e = errno;
+	free(k);
+	errno = e;
+	return NULL;
+}
+
+bool kvm_cpuid_is_real(const struct kvm_cpuid2 *supported)
+{
+	for (unsigned i = 0; i < supported->nent; i++)
+		if (supported->entries[i].function == 1)
+			return supported->entries[i].ecx & 1;
+	return false;
 }
 
 static struct x86_cpuid_leaf from_entry(const struct kvm_cpuid_entry2 *e)
@@ -81,7 +105,7 @@ static void take_features(struct x86_cpuid_table *t, const struct kvm_cpuid2 *k)
 }
 
 /* What a guest sees who is told nothing: no bit on a real KVM. */
-static void take_forced(struct x86_cpuid_table *t, int kvm_fd, struct kvm_cpuid2 *k)
+static void take_forced(struct x86_cpuid_table *t, int kvm_fd)
 {
 	static const struct kvm_cpuid_entry2 empty[] = {
 		{ .function = 0, .eax = 0xd },
@@ -93,19 +117,20 @@ static void take_forced(struct x86_cpuid_table *t, int kvm_fd, struct kvm_cpuid2
 		{ .function = 0x80000000, .eax = 0x80000008 },
 		{ .function = 0x80000001 },
 	};
-	int vm = ioctl(kvm_fd, KVM_CREATE_VM, 0);
-	int vcpu = vm < 0 ? -1 : ioctl(vm, KVM_CREATE_VCPU, 0ul);
-	k->nent = sizeof(empty) / sizeof(empty[0]);
-	memcpy(k->entries, empty, sizeof(empty));
-	if (vcpu >= 0 && ioctl(vcpu, KVM_SET_CPUID2, k) == 0) {
-		k->nent = ENTRIES_MAX;
-		if (ioctl(vcpu, KVM_GET_CPUID2, k) == 0)
-			take_features(t, k);
+	struct kvm_trial trial;
+	struct kvm_cpuid2 *given = entries_new(), *shown = NULL;
+	if (given && kvm_trial_begin(&trial, kvm_fd, (size_t)ioctl(kvm_fd, KVM_GET_VCPU_MMAP_SIZE, 0), 4096)) {
+		given->nent = sizeof(empty) / sizeof(empty[0]);
+		memcpy(given->entries, empty, sizeof(empty));
+		if (ioctl(trial.cpu, KVM_SET_CPUID2, given) == 0)
+			shown = kvm_cpuid_get(trial.cpu, KVM_GET_CPUID2);
 	}
-	if (vcpu >= 0)
-		close(vcpu);
-	if (vm >= 0)
-		close(vm);
+	if (shown)
+		take_features(t, shown);
+	if (given)
+		kvm_trial_end(&trial);
+	free(given);
+	free(shown);
 }
 
 int kvm_cpu_offer(struct x86_cpu_offer *out, bool thorough, struct error *err)
@@ -113,19 +138,17 @@ int kvm_cpu_offer(struct x86_cpu_offer *out, bool thorough, struct error *err)
 	int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 	if (fd < 0)
 		return error_set(err, errno, "cannot open /dev/kvm: %s", strerror(errno));
-	struct kvm_cpuid2 *k = entries_new();
+	int r = 0;
+	struct kvm_cpuid2 *k = kvm_cpuid_get(fd, KVM_GET_SUPPORTED_CPUID);
+	if (!k)
+		r = error_set(err, errno, "KVM does not say which CPUID it supports: %s", strerror(errno));
 	struct x86_cpuid_table *t = calloc(1, sizeof(*t));
-	int r = k && t ? 0 : error_set(err, ENOMEM, "no memory for KVM's CPUID table");
-	if (!r) {
-		k->nent = ENTRIES_MAX;
-		if (ioctl(fd, KVM_GET_SUPPORTED_CPUID, k) < 0)
-			r = error_set(err, errno, "KVM does not say which CPUID it supports: %s", strerror(errno));
-	}
+	if (!r && !t)
+		r = error_set(err, ENOMEM, "no memory for KVM's CPUID table");
 	if (!r) {
 		take_features(t, k);
-		/* Each processor that can virtualize has SSE3. Who leaves it out of the list gives more than it lists. */
-		if (thorough && !x86_cpuid_has(t, 1, 0, ECX, 0) && x86_host_has(X86_FEATURE_SSE3))
-			take_forced(t, fd, k);
+		if (thorough && !kvm_cpuid_is_real(k) && x86_host_has(X86_FEATURE_SSE3))
+			take_forced(t, fd);
 		x86_cpu_offer_table(out, "kvm", t);
 	}
 	free(k);
@@ -135,30 +158,28 @@ int kvm_cpu_offer(struct x86_cpu_offer *out, bool thorough, struct error *err)
 }
 
 /* The table as KVM has it now. */
-static void read_back(struct accel_vcpu *v, struct kvm_cpuid2 *k)
+static void read_back(struct accel_vcpu *v)
 {
-	k->nent = ENTRIES_MAX;
-	if (ioctl(v->fd, KVM_GET_CPUID2, k) < 0 || k->nent > X86_CPUID_MAX)
-		return;
-	v->cpuid.n = (int)k->nent;
-	for (unsigned i = 0; i < k->nent; i++)
-		v->cpuid.leaf[i] = from_entry(&k->entries[i]);
+	struct kvm_cpuid2 *k = kvm_cpuid_get(v->fd, KVM_GET_CPUID2);
+	if (k && k->nent <= X86_CPUID_MAX) {
+		v->cpuid.n = (int)k->nent;
+		for (unsigned i = 0; i < k->nent; i++)
+			v->cpuid.leaf[i] = from_entry(&k->entries[i]);
+	}
+	free(k);
 }
 
 static void report_forced(const struct x86_cpuid_table *given, const struct x86_cpuid_table *shown)
 {
 	char names[512] = "";
-	size_t len = 0;
+	struct text text = { names, sizeof(names) };
 	for (unsigned i = 0; i < X86_FEATURE_COUNT; i++) {
 		const struct x86_feature_desc *f = &x86_features[i];
 		if (i != X86_FEATURE_MONITOR && x86_cpuid_has(shown, f->leaf, f->subleaf, f->reg, f->bit) &&
-		    !x86_cpuid_has(given, f->leaf, f->subleaf, f->reg, f->bit) && len + 32 < sizeof(names)) {
-			strcpy(names + len, " ");
-			strcpy(names + len + 1, f->name);
-			len += 1 + strlen(f->name);
-		}
+		    !x86_cpuid_has(given, f->leaf, f->subleaf, f->reg, f->bit))
+			text_add(&text, " %s", f->name);
 	}
-	if (len)
+	if (text.len)
 		log_info("this KVM shows the guest what --cpu did not give:%s", names);
 }
 
@@ -169,13 +190,13 @@ int kvm_cpuid_set(struct accel_vcpu *v)
 		return -ENOMEM;
 	v->cpuid = *v->config.cpuid;
 	if (kvm_has_lapic(v->vm))
-		kvm_paravirt_cpuid(v, k, ENTRIES_MAX);
+		kvm_paravirt_cpuid(v);
 	k->nent = (uint32_t)v->cpuid.n;
 	for (int i = 0; i < v->cpuid.n; i++)
 		k->entries[i] = to_entry(&v->cpuid.leaf[i]);
 	int r = ioctl(v->fd, KVM_SET_CPUID2, k) < 0 ? -errno : 0;
 	if (!r)
-		read_back(v, k);
+		read_back(v);
 	if (!r && v->config.index == 0)
 		report_forced(v->config.cpuid, &v->cpuid);
 	free(k);

@@ -170,7 +170,7 @@ int kvm_debug_before(struct accel_vcpu *v, bool *done)
 	bool over = d->skip && get_rip(v) == d->skip_rip;
 	d->skip = over;
 	if (over || d->want.step) {
-		if (halted && ours && !(v->config.irq.pending && v->config.irq.pending(v->config.irq.opaque)))
+		if (halted && ours && !kvm_interrupt_waits(v))
 			return 0; /* wait */
 		if (ours || over || d->want.no_irq) {
 			int r = kvm_step_debug(v, done);

@@ -22,7 +22,14 @@ static bool exists(const char *root, const char *path)
 	return access(path_of(full, sizeof(full), root, path), F_OK) == 0;
 }
 
-/* SDM 3C 24.6 (VMX), APM 2 15.4 (SVM); bit 31 of leaf 1's ECX is hypervisors' own sign. */
+/* SDM 3C 24.6 (VMX), APM 2 15.4 (SVM). */
+bool kvm_host_able(void)
+{
+	uint32_t a, b, c, d;
+	return (__get_cpuid(1, &a, &b, &c, &d) && c >> 5 & 1) || (__get_cpuid(0x80000001, &a, &b, &c, &d) && c >> 2 & 1);
+}
+
+/* Bit 31 of leaf 1's ECX is hypervisors' own sign. */
 static void look_at_cpuid(struct kvm_host *out)
 {
 	uint32_t a, b, c, d;
@@ -36,12 +43,8 @@ static void look_at_cpuid(struct kvm_host *out)
 		out->vendor = KVM_VENDOR_INTEL;
 	else if (x86_vendor_is_amd(vendor))
 		out->vendor = KVM_VENDOR_AMD;
-	if (!__get_cpuid(1, &a, &b, &c, &d))
-		return;
-	out->hypervisor = c >> 31 & 1;
-	out->able = c >> 5 & 1;
-	if (__get_cpuid(0x80000001, &a, &b, &c, &d))
-		out->able |= c >> 2 & 1;
+	out->hypervisor = __get_cpuid(1, &a, &b, &c, &d) && c >> 31 & 1;
+	out->able = kvm_host_able();
 }
 
 /* Is the word in the first line that starts with `key`? */

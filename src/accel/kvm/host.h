@@ -22,6 +22,9 @@ struct kvm_host {
 	char group[64];	  /* its group's name, or number */
 };
 
+/* CPUID offers VT-x or SVM. */
+bool kvm_host_able(void);
+
 /* `root` is put before the path of every file; "" for the host's own. */
 void kvm_host_look(struct kvm_host *out, const char *root);
 

@@ -238,20 +238,12 @@ unsigned kvm_irqchip_caps(int fd)
 	       (has(fd, KVM_CAP_TSC_CONTROL) ? ACCEL_CAP_TSC_SCALING : 0);
 }
 
-/* Each processor that can virtualize has SSE3, and a KVM on it lists it; the software KVM that we know, whose ring 0 is interpreted, lists hardly
- * anything. Measuring (probe.h) would tell without knowing any, but costs a start of a few milliseconds as much again. */
 static bool is_software(int kvm_fd)
 {
-	enum { ENTRIES = 256, SSE3 = 1 };
-	struct kvm_cpuid2 *k = calloc(1, sizeof(*k) + ENTRIES * sizeof(k->entries[0]));
-	bool listed = !k;
-	if (k)
-		k->nent = ENTRIES;
-	if (k && ioctl(kvm_fd, KVM_GET_SUPPORTED_CPUID, k) == 0)
-		for (unsigned i = 0; i < k->nent; i++)
-			listed |= k->entries[i].function == 1 && (k->entries[i].ecx & SSE3);
+	struct kvm_cpuid2 *k = kvm_cpuid_get(kvm_fd, KVM_GET_SUPPORTED_CPUID);
+	bool software = k && !kvm_cpuid_is_real(k);
 	free(k);
-	return !listed;
+	return software;
 }
 
 /* A software KVM is better off with ours. The one that we know ends an interrupt when its LAPIC delivers it, so handlers are not kept from each

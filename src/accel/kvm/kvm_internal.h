@@ -16,6 +16,7 @@
 #include "accel/accel.h"
 #include "accel/common/debugger.h"
 #include "cpu/x86/cpuid.h"
+#include "cpu/x86/mmu.h"
 
 struct error;
 struct guest_ram;
@@ -85,6 +86,12 @@ int kvm_state_set(struct accel_vcpu *v, const struct x86_state *in, bool keep_in
 int kvm_cpu_offer(struct x86_cpu_offer *out, bool thorough, struct error *err);
 /* Tell KVM the vCPU's CPUID table; v->cpuid is what the guest then sees. 0 or -errno. */
 int kvm_cpuid_set(struct accel_vcpu *v);
+/* What KVM_GET_SUPPORTED_CPUID tells of the device `fd`, or KVM_GET_CPUID2 of a vCPU: the caller frees it. NULL with errno. */
+struct kvm_cpuid2 *kvm_cpuid_get(int fd, unsigned long request);
+/* Whether this list of what KVM supports is a real one's. Each processor that can virtualize has SSE3, and a KVM on it lists it; the software KVM that we
+ * know, whose ring 0 is interpreted, lists hardly anything (and gives more). Measuring (probe.h) would tell without knowing any, but costs a start
+ * of a few milliseconds as much again. */
+bool kvm_cpuid_is_real(const struct kvm_cpuid2 *supported);
 
 /* --- debug.c --- */
 
@@ -143,6 +150,8 @@ int kvm_step_debug(struct accel_vcpu *v, bool *done);
  * what vcpu_run returns. */
 int kvm_step_run(struct accel_vcpu *v);
 void kvm_step_destroy(struct kvm_step *step);
+/* How a walk reaches the guest's page tables. */
+struct mmu_mem kvm_step_tables(struct accel_vm *vm);
 
 /* --- syscall.c: SYSCALL on a KVM that loses it --- */
 
@@ -150,8 +159,8 @@ struct emu;
 enum kvm_syscall_lost { KVM_SYSCALL_UNKNOWN, KVM_SYSCALL_GOOD, KVM_SYSCALL_LOST };
 /* After an exit, where v->vm->syscall_lost is not KVM_SYSCALL_GOOD. */
 void kvm_syscall_prepare(struct accel_vcpu *v);
-/* At the guest's #PF handler: if a lost SYSCALL is behind it, make `e`'s state what it was before that, and return true. */
-bool kvm_syscall_undo(struct emu *e);
+/* At the guest's #PF handler: if a lost SYSCALL is behind it, make `e`'s state what it was before that. */
+void kvm_syscall_undo(struct emu *e);
 
 /* --- run.c --- */
 
@@ -161,6 +170,11 @@ bool kvm_syscall_undo(struct emu *e);
 int kvm_leave(struct accel_vcpu *v, struct accel_exit *x);
 /* Let KVM finish the instruction that the last exit was about, without running another. */
 void kvm_finish(struct accel_vcpu *v);
+/* Our own controllers have one for it. */
+static inline bool kvm_interrupt_waits(const struct accel_vcpu *v)
+{
+	return v->config.irq.pending && v->config.irq.pending(v->config.irq.opaque);
+}
 /* Entries of the accelerator's table. */
 int kvm_vcpu_run(struct accel_vcpu *v);
 void kvm_vcpu_kick(struct accel_vcpu *v);
@@ -168,8 +182,8 @@ void kvm_vcpu_nmi(struct accel_vcpu *v);
 
 /* --- paravirt.c --- */
 
-/* Of v->cpuid, what depends on KVM having the LAPIC: the leaf of paravirtual features (if there is one) and the deadline timer. `room` is scratch. */
-void kvm_paravirt_cpuid(struct accel_vcpu *v, struct kvm_cpuid2 *room, unsigned nroom);
+/* Of v->cpuid, what depends on KVM having the LAPIC: the leaf of paravirtual features (if there is one) and the deadline timer. */
+void kvm_paravirt_cpuid(struct accel_vcpu *v);
 
 /* --- irqchip.c --- */
 

@@ -3,6 +3,7 @@
  * Documentation/virt/kvm/x86/cpuid.rst). With our LAPIC the leaf is ours, and kvm-clock alone is in it (guestabi/kvm).
  */
 #include <linux/kvm_para.h>
+#include <stdlib.h>
 #include <sys/ioctl.h>
 
 #include "accel/kvm/kvm_internal.h"
@@ -46,16 +47,17 @@ static uint32_t offered(const struct accel_vm *vm, uint32_t supported)
 	return bits & supported;
 }
 
-void kvm_paravirt_cpuid(struct accel_vcpu *v, struct kvm_cpuid2 *room, unsigned nroom)
+void kvm_paravirt_cpuid(struct accel_vcpu *v)
 {
 	uint32_t *features = x86_cpuid_reg(&v->cpuid, 0x40000001, 0, 0);
-	room->nent = nroom;
-	if (features && ioctl(v->vm->kvm_fd, KVM_GET_SUPPORTED_CPUID, room) == 0) {
+	struct kvm_cpuid2 *k = features ? kvm_cpuid_get(v->vm->kvm_fd, KVM_GET_SUPPORTED_CPUID) : NULL;
+	if (k) {
 		*features = 0;
-		for (unsigned i = 0; i < room->nent; i++)
-			if (room->entries[i].function == 0x40000001)
-				*features = offered(v->vm, room->entries[i].eax);
+		for (unsigned i = 0; i < k->nent; i++)
+			if (k->entries[i].function == 0x40000001)
+				*features = offered(v->vm, k->entries[i].eax);
 	}
+	free(k);
 	uint32_t *ecx = x86_cpuid_reg(&v->cpuid, 1, 0, 2);
 	if (ecx && ioctl(v->vm->kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_TSC_DEADLINE_TIMER) <= 0)
 		*ecx &= ~TSC_DEADLINE;

@@ -203,16 +203,11 @@ void kvm_finish(struct accel_vcpu *v)
 	v->run->immediate_exit = atomic_load(&v->request) != 0;
 }
 
-static bool interrupt_waits(struct accel_vcpu *v)
-{
-	return v->config.irq.pending && v->config.irq.pending(v->config.irq.opaque);
-}
-
 /* NMI and interrupts into KVM, as far as the guest can take them now. True if one went in. */
 static bool inject(struct accel_vcpu *v)
 {
 	v->run->request_interrupt_window = 0;
-	if (!interrupt_waits(v))
+	if (!kvm_interrupt_waits(v))
 		return false;
 	if (!v->irq_window) {
 		v->run->request_interrupt_window = 1;
@@ -228,7 +223,7 @@ static bool inject(struct accel_vcpu *v)
 	}
 	v->interrupts++;
 	v->irq_window = false;
-	v->run->request_interrupt_window = interrupt_waits(v);
+	v->run->request_interrupt_window = kvm_interrupt_waits(v);
 	return true;
 }
 

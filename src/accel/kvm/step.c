@@ -34,6 +34,11 @@ static void *step_pte(void *opaque, uint64_t gpa, unsigned size)
 	return ram_hva(vm->ram, gpa, size);
 }
 
+struct mmu_mem kvm_step_tables(struct accel_vm *vm)
+{
+	return (struct mmu_mem){ .pte = step_pte, .opaque = vm };
+}
+
 static void op_ram_written(void *opaque, uint64_t gpa, unsigned len)
 {
 	struct kvm_step *step = opaque;
@@ -159,7 +164,7 @@ static struct kvm_step *step_create(struct accel_vcpu *v)
 		free(step);
 		return NULL;
 	}
-	step->emu.mem = (struct mmu_mem){ .pte = step_pte, .opaque = v->vm };
+	step->emu.mem = kvm_step_tables(v->vm);
 	step->emu.cpuid = &v->cpuid;
 	return step;
 }
@@ -207,7 +212,7 @@ static bool take_interrupt(struct kvm_step *step, enum emu_result *result)
 		*result = emu_interrupt(&step->emu, VEC_NMI);
 		return true;
 	}
-	if (!emu_can_interrupt(&step->s) || !irq->pending || !irq->pending(irq->opaque))
+	if (!emu_can_interrupt(&step->s) || !kvm_interrupt_waits(v))
 		return false;
 	int vector = irq->ack(irq->opaque);
 	if (vector < 0)
@@ -231,10 +236,9 @@ static enum emu_result go_on(struct kvm_step *step)
 {
 	enum { MAX = 4096 };
 	struct accel_vcpu *v = step->v;
-	const struct accel_irq_source *irq = &v->config.irq;
 	enum emu_result result = EMU_OK;
 	for (unsigned i = 0; i < MAX && result == EMU_OK && !step->exit_rc && !step->s.cpl && emu_only_computes(&step->emu); i++) {
-		if (atomic_load(&v->request) || (irq->pending && irq->pending(irq->opaque)))
+		if (atomic_load(&v->request) || kvm_interrupt_waits(v))
 			break;
 		result = emu_step(&step->emu);
 		v->insns_stepped++;
@@ -247,8 +251,8 @@ static bool may_go_on(const struct accel_vcpu *v)
 	return atomic_load(&v->vm->syscall_lost) == KVM_SYSCALL_LOST && !kvm_has_lapic(v->vm) && !v->debugger.armed;
 }
 
-/* *done false: it needs what only KVM has, and nothing was changed. */
-static int run(struct accel_vcpu *v, enum how how, bool *done)
+/* If step->abandoned then, the instruction needs what only KVM has, and nothing was changed. */
+static int run(struct accel_vcpu *v, enum how how)
 {
 	if (!v->step && !(v->step = step_create(v)))
 		return -ENOMEM;
@@ -265,7 +269,6 @@ static int run(struct accel_vcpu *v, enum how how, bool *done)
 	step->alone = how == HOW_DEBUG && kvm_has_lapic(v->vm);
 	step->emu.hardware = how == HOW_DEBUG;
 	step->abandoned = false;
-	*done = true;
 	emu_debug_sync(&step->emu);
 	debugger_apply(d, &step->emu);
 	if (!taken && how == HOW_DEBUG && !step->alone)
@@ -275,10 +278,9 @@ static int run(struct accel_vcpu *v, enum how how, bool *done)
 	if (!taken)
 		result = how == HOW_INT3 ? debugger_pass_int3(&step->emu) : emu_step(&step->emu);
 	/* What the emulator cannot do the processor may. */
-	if (step->abandoned || (result == EMU_FAILED && how == HOW_DEBUG && !taken)) {
-		*done = false;
+	step->abandoned |= result == EMU_FAILED && how == HOW_DEBUG && !taken;
+	if (step->abandoned)
 		return 0;
-	}
 	v->insns_stepped++;
 	if (how == HOW_FAILED && result == EMU_OK && may_go_on(v))
 		result = go_on(step);
@@ -306,23 +308,22 @@ static int run(struct accel_vcpu *v, enum how how, bool *done)
 
 int kvm_step_run(struct accel_vcpu *v)
 {
-	bool done;
-	return run(v, HOW_FAILED, &done);
+	return run(v, HOW_FAILED);
 }
 
 int kvm_step_fault_handler(struct accel_vcpu *v)
 {
-	bool done;
-	return run(v, HOW_FAULT, &done);
+	return run(v, HOW_FAULT);
 }
 
 int kvm_step_int3(struct accel_vcpu *v)
 {
-	bool done;
-	return run(v, HOW_INT3, &done);
+	return run(v, HOW_INT3);
 }
 
 int kvm_step_debug(struct accel_vcpu *v, bool *done)
 {
-	return run(v, HOW_DEBUG, done);
+	int r = run(v, HOW_DEBUG);
+	*done = !v->step || !v->step->abandoned;
+	return r;
 }

@@ -10,14 +10,14 @@
  * CR2, and the frame is left below the ring 0 stack pointer.
  *
  * Where the handler is, is looked up after an exit once the guest has switched SYSCALL on, and then now and then; a guest that moved it and entered
- * ring 3 without an exit would get the page fault. The fourth debug
- * register is taken as long as the debugger leaves it; the guest's own breakpoints do not work on such a host.
+ * ring 3 without an exit would get the page fault. The fourth debug register is taken as long as the debugger leaves it; the guest's own
+ * breakpoints do not work on such a host.
  */
-#include <cpuid.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 
+#include "accel/kvm/host.h"
 #include "accel/kvm/kvm_internal.h"
 #include "accel/kvm/trial.h"
 #include "base/log.h"
@@ -25,8 +25,6 @@
 #include "mem/ram.h"
 
 /* --- whether this KVM is one --- */
-
-#define CPUID_MAX 256
 
 enum { PAGE = 4096, PML4 = 1, PDPT, PD, PT, GDT, IDT, TSS, STACK, PAGE_FAULT, ENTRY, USER, PAGES };
 
@@ -81,33 +79,25 @@ static bool lost_in_trial(const struct accel_vcpu *v)
 	const struct accel_vm *vm = v->vm;
 	struct kvm_trial t;
 	struct kvm_regs regs = { 0 };
-	struct kvm_cpuid2 *cpuid = NULL;
-	bool lost = kvm_trial_begin(&t, vm->kvm_fd, (size_t)vm->run_size, PAGES * PAGE);
+	struct kvm_cpuid2 *cpuid = kvm_cpuid_get(v->fd, KVM_GET_CPUID2);
+	bool lost = cpuid && kvm_trial_begin(&t, vm->kvm_fd, (size_t)vm->run_size, PAGES * PAGE);
 	if (lost) {
 		build(t.mem);
-		cpuid = calloc(1, sizeof(*cpuid) + CPUID_MAX * sizeof(cpuid->entries[0]));
-		if (cpuid)
-			cpuid->nent = CPUID_MAX;
-		lost = cpuid && !ioctl(v->fd, KVM_GET_CPUID2, cpuid) && !ioctl(t.cpu, KVM_SET_CPUID2, cpuid) && set_registers(t.cpu) && kvm_trial_run(&t, KVM_EXIT_HLT) &&
+		lost = !ioctl(t.cpu, KVM_SET_CPUID2, cpuid) && set_registers(t.cpu) && kvm_trial_run(&t, KVM_EXIT_HLT) &&
 		       !ioctl(t.cpu, KVM_GET_REGS, &regs) && regs.rip == PAGE_FAULT * PAGE + 1;
 	}
-	kvm_trial_end(&t);
+	if (cpuid)
+		kvm_trial_end(&t);
 	free(cpuid);
 	return lost;
-}
-
-/* A processor that virtualizes does not need to interpret ring 0: spare it the trial. SDM 2A CPUID leaf 1, APM 3 E.4.2. */
-static bool can_virtualize(void)
-{
-	uint32_t a, b, c, d;
-	return (__get_cpuid(1, &a, &b, &c, &d) && c >> 5 & 1) || (__get_cpuid(0x80000001, &a, &b, &c, &d) && c >> 2 & 1);
 }
 
 static bool is_lost(struct accel_vcpu *v)
 {
 	int known = atomic_load(&v->vm->syscall_lost);
 	if (known == KVM_SYSCALL_UNKNOWN) {
-		known = !can_virtualize() && lost_in_trial(v) ? KVM_SYSCALL_LOST : KVM_SYSCALL_GOOD;
+		/* A processor that virtualizes does not need to interpret ring 0: spare it the trial. */
+		known = !kvm_host_able() && lost_in_trial(v) ? KVM_SYSCALL_LOST : KVM_SYSCALL_GOOD;
 		if (atomic_exchange(&v->vm->syscall_lost, known) == KVM_SYSCALL_UNKNOWN && known == KVM_SYSCALL_LOST)
 			log_info("this KVM does not change to ring 0 at SYSCALL: each is carried out by our own emulator");
 	}
@@ -115,11 +105,6 @@ static bool is_lost(struct accel_vcpu *v)
 }
 
 /* --- and what is done about it --- */
-
-static void *pte(void *opaque, uint64_t gpa, unsigned size)
-{
-	return ram_hva(opaque, gpa, size);
-}
 
 void kvm_syscall_prepare(struct accel_vcpu *v)
 {
@@ -129,10 +114,11 @@ void kvm_syscall_prepare(struct accel_vcpu *v)
 	 * the exit. */
 	if (v->syscall_watch && ++v->syscall_exits % 64)
 		return;
-	if (!is_lost(v) || ioctl(v->fd, KVM_GET_SREGS, &sregs) || !(sregs.efer & EFER_LMA) || !(sregs.efer & EFER_SCE) || sregs.idt.limit < 16 * VEC_PF + 15)
+	if (!is_lost(v) || ioctl(v->fd, KVM_GET_SREGS, &sregs) || !(sregs.efer & EFER_LMA) || !(sregs.efer & EFER_SCE) ||
+	    sregs.idt.limit < 16 * VEC_PF + 15)
 		return;
 	const struct x86_state paging = { .cr0 = sregs.cr0, .cr3 = sregs.cr3, .cr4 = sregs.cr4, .efer = sregs.efer };
-	const struct mmu_mem mem = { .pte = pte, .opaque = v->vm->ram };
+	const struct mmu_mem mem = kvm_step_tables(v->vm);
 	struct mmu_result page;
 	uint32_t error;
 	if (mmu_walk(&paging, &mem, sregs.idt.base + 16 * VEC_PF, MMU_READ, false, &page, &error))
@@ -152,7 +138,7 @@ static struct x86_seg user_segment(uint64_t sel, uint16_t attr)
 	return (struct x86_seg){ .sel = (uint16_t)sel, .limit = UINT32_MAX, .attr = SEG_P | SEG_S | SEG_RW | SEG_A | SEG_G | 3 << SEG_DPL_SHIFT | attr };
 }
 
-bool kvm_syscall_undo(struct emu *e)
+void kvm_syscall_undo(struct emu *e)
 {
 	struct x86_state *s = e->s;
 	uint64_t frame[FRAME_WORDS];
@@ -160,19 +146,18 @@ bool kvm_syscall_undo(struct emu *e)
 	const uint64_t user_flags = FL_STATUS | FL_DF | FL_TF | FL_NT | FL_AC | FL_ID;
 
 	if (s->cpl || !x86_code64(s) || emu_lin_read(e, s->gpr[RSP], frame, sizeof(frame), true))
-		return false;
+		return;
 	if (frame[FRAME_RIP] != s->lstar || (frame[FRAME_CS] & 3) != 3 || !(frame[FRAME_ERROR] & PF_U) || (frame[FRAME_ERROR] & (PF_W | PF_RSVD)) ||
 	    (frame[FRAME_RFLAGS] & s->sfmask & ~(uint64_t)FL_RF))
-		return false;
+		return;
 	s->cpl = 3; /* SMAP keeps the handler from reading what the user runs */
 	if (emu_lin_read(e, s->gpr[RCX] - 2, insn, 2, false) || insn[0] != 0x0f || insn[1] != 0x05) {
 		s->cpl = 0;
-		return false;
+		return;
 	}
 	s->rip = s->gpr[RCX] - 2;
 	s->gpr[RSP] = frame[FRAME_RSP];
 	s->rflags = (s->gpr[R11] & user_flags) | FL_IF | FL_FIXED;
 	s->seg[SREG_CS] = user_segment(frame[FRAME_CS], SEG_CODE | SEG_L);
 	s->seg[SREG_SS] = user_segment(frame[FRAME_SS], SEG_DB);
-	return true;
 }
